@@ -1,0 +1,11 @@
+"""The bricks: attention, batch norm and layers, without any model's name."""
+
+from eca_jax.nn.attention import (
+    ECA as ECA,
+    ECA_NS as ECA_NS,
+    SE as SE,
+    AttentionConfig as AttentionConfig,
+    ChannelGate as ChannelGate,
+    adaptive_kernel_size as adaptive_kernel_size,
+)
+from eca_jax.nn.norm import BatchNorm as BatchNorm

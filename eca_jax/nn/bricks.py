@@ -1,0 +1,67 @@
+"""Makes the layers of one network, so that its blocks need not hand the same settings down to each of them.
+
+Layout: activations are (b, h, w, c), convolution kernels (h, w, c_in / groups, c_out).
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from eca_jax.nn.attention import AttentionConfig, Slot, build_attention
+from eca_jax.nn.layers import fan_out_normal
+from eca_jax.nn.norm import BatchNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class Bricks:
+    """The settings that all layers of a network share.
+
+    Attributes:
+      attention: what goes into the attention slots.
+      batch_norm_group: examples that share batch statistics; None is the global batch.
+      dtype: of the computation (bfloat16 on accelerators). Parameters, statistics, gates and logits stay wider.
+      param_dtype: of the parameters and running statistics.
+    """
+
+    attention: AttentionConfig
+    rngs: nnx.Rngs
+    batch_norm_group: int | None = None
+    batch_norm_momentum: float = 0.1
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def conv(self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, *, groups: int = 1) -> nnx.Conv:
+        """A convolution without bias, padded by (kernel_size - 1) / 2 on every side as PyTorch's `padding=` does.
+
+        'SAME' is not that at stride 2: it pads less on the top and left.
+        """
+        pad = (kernel_size - 1) // 2
+        return nnx.Conv(
+            c_in,
+            c_out,
+            (kernel_size, kernel_size),
+            stride,
+            padding=((pad, pad), (pad, pad)),
+            feature_group_count=groups,
+            use_bias=False,
+            kernel_init=fan_out_normal,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def norm(self, channels: int) -> BatchNorm:
+        return BatchNorm(
+            channels,
+            group_size=self.batch_norm_group,
+            momentum=self.batch_norm_momentum,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+
+    def attn(self, channels: int, kernel_size: int, *, reduction: int = 16) -> nnx.Module:
+        """What goes into a slot; `reduction` is SE's where the configuration does not say one."""
+        slot = Slot(channels, kernel_size, self.attention.reduction or reduction, self.param_dtype)
+        return build_attention(self.attention, slot, self.rngs)
