@@ -1,0 +1,43 @@
+"""What every backbone offers: stage outputs by name, and logits as a head on the last of them."""
+
+import dataclasses
+
+import jax
+from flax import nnx
+
+from eca_jax.nn.attention import squeeze
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One stage output: its name, its channels, and how many input pixels one of its pixels stands for."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+class Backbone(nnx.Module):
+    """Maps normalised images (b, h, w, 3) to logits (b, num_classes), float32 or wider.
+
+    `train()` and `eval()` switch dropout and batch statistics as in all of NNX. In training mode a network with dropout
+    needs `rngs`.
+    """
+
+    feature_info: tuple[Feature, ...]
+
+    def features(self, x: jax.Array) -> dict[str, jax.Array]:
+        """(b, h, w, 3) -> every stage's output, (b, h / stride, w / stride, channels), as `feature_info` lists them."""
+        raise NotImplementedError
+
+    def head(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """The last stage's output -> logits (b, num_classes)."""
+        raise NotImplementedError
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.head(self.features(x)[self.feature_info[-1].name], rngs=rngs)
+
+    @staticmethod
+    def pool(x: jax.Array) -> jax.Array:
+        """Global average: (b, h, w, c) -> (b, c), float32 or wider."""
+        return squeeze(x)

@@ -1,0 +1,131 @@
+"""MobileNetV2 with a slot for channel attention (Sandler et al. 2018; ECANet, models/eca_mobilenetv2.py).
+
+The attention sits after the projection's batch norm in all 17 blocks, with or without a shortcut. Activations are
+(b, h, w, c). Where torchvision counts `features.0` to `features.18`, here they are `stem`, `blocks[0..16]` and `last`.
+"""
+
+import dataclasses
+
+import jax
+from flax import nnx
+
+from eca_jax.models.base import Backbone, Feature
+from eca_jax.nn.attention import kernel_sizes
+from eca_jax.nn.bricks import Bricks
+
+
+class ConvBN(nnx.Module):
+    """Convolution, batch norm, ReLU6."""
+
+    def __init__(self, c_in: int, c_out: int, kernel_size: int, stride: int, bricks: Bricks, *, groups: int = 1):
+        self.conv = bricks.conv(c_in, c_out, kernel_size, stride, groups=groups)
+        self.bn = bricks.norm(c_out)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nnx.relu6(self.bn(self.conv(x)))
+
+
+class InvertedResidual(nnx.Module):
+    """1x1 expansion, 3x3 depthwise, 1x1 linear projection; attention on the projection, before the addition."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int, expansion: int, kernel_size: int, bricks: Bricks):
+        hidden = c_in * expansion
+        self.expand = nnx.data(ConvBN(c_in, hidden, 1, 1, bricks) if expansion != 1 else None)
+        self.depthwise = ConvBN(hidden, hidden, 3, stride, bricks, groups=hidden)
+        self.project = bricks.conv(hidden, c_out, 1)
+        self.bn = bricks.norm(c_out)
+        self.attn = bricks.attn(c_out, kernel_size, reduction=8)
+        self.residual = stride == 1 and c_in == c_out
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = x if self.expand is None else self.expand(x)
+        h = self.attn(self.bn(self.project(self.depthwise(h))))
+        return x + h if self.residual else h
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One row of the paper's Table 2: t, c, n, s."""
+
+    expansion: int
+    channels: int
+    depth: int
+    stride: int
+
+
+STAGES = (
+    Stage(1, 16, 1, 1),
+    Stage(6, 24, 2, 2),
+    Stage(6, 32, 3, 2),
+    Stage(6, 64, 4, 2),
+    Stage(6, 96, 3, 1),
+    Stage(6, 160, 3, 2),
+    Stage(6, 320, 1, 1),
+)
+
+
+def released_kernel_size(channels: int) -> int:
+    """The authors' sizes: 1 on fewer than 96 channels, else 3."""
+    return 1 if channels < 96 else 3
+
+
+class MobileNetV2(Backbone):
+    """Stem, seven stages of inverted residuals, a last 1x1 convolution, global average, dropout, classifier.
+
+    `width_multiplier` scales every width to int(c * multiplier), the last convolution only above 1. `small_stem` is for
+    images of 8 to 64 pixels: the first two strides of 2 become 1. The authors' dropout is 0.25 (torchvision: 0.2).
+    """
+
+    def __init__(
+        self,
+        bricks: Bricks,
+        *,
+        num_classes: int,
+        small_stem: bool = False,
+        width_multiplier: float = 1.0,
+        dropout: float | None = None,
+    ):
+        channels = [int(stage.channels * width_multiplier) for stage in STAGES]
+        sizes = kernel_sizes(bricks.attention.kernel_sizes, channels, [released_kernel_size(c) for c in channels])
+
+        c = int(32 * width_multiplier)
+        total_stride = 1 if small_stem else 2
+        self.stem = ConvBN(3, c, 3, total_stride, bricks)
+        self.blocks = nnx.List()
+        feature_info, ends = [], []
+        for i, stage in enumerate(STAGES):
+            stride = 1 if small_stem and i == 1 else stage.stride
+            for j in range(stage.depth):
+                self.blocks.append(
+                    InvertedResidual(c, channels[i], stride if j == 0 else 1, stage.expansion, sizes[i], bricks)
+                )
+                c = channels[i]
+            total_stride *= stride
+            feature_info.append(Feature(f"stage{i + 1}", c, total_stride))
+            ends.append(len(self.blocks))
+        self.feature_info = tuple(feature_info)
+        self.ends = tuple(ends)
+        width = int(1280 * max(width_multiplier, 1.0))
+        self.last = ConvBN(c, width, 1, 1, bricks)
+        self.dropout = nnx.Dropout(0.25 if dropout is None else dropout)
+        self.classifier = nnx.Linear(
+            width,
+            num_classes,
+            kernel_init=nnx.initializers.normal(0.01),
+            param_dtype=bricks.param_dtype,
+            rngs=bricks.rngs,
+        )
+
+    def features(self, x: jax.Array) -> dict[str, jax.Array]:
+        x = self.stem(x)
+        outputs = {}
+        start = 0
+        for info, end in zip(self.feature_info, self.ends, strict=True):
+            for block in self.blocks[start:end]:
+                x = block(x)
+            outputs[info.name] = x
+            start = end
+        return outputs
+
+    def head(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.classifier(self.dropout(self.pool(self.last(x)), rngs=rngs))
