@@ -1,0 +1,115 @@
+"""From the bytes of an image file to uint8 pixels of a fixed size: pure functions of bytes and a random generator.
+
+Pillow decodes and resizes (with antialiasing, and without holding the GIL), step by step as torchvision's transforms do
+on Pillow images, so that a PyTorch recipe sees the same pixels here. Normalisation happens on the device, in the step.
+"""
+
+import dataclasses
+import io
+import math
+
+import numpy as np
+from PIL import Image
+
+from eca_jax.errors import EcaJaxError
+
+AUGMENTATIONS = ("random_resized_crop", "pad_and_crop", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessConfig:
+    """How training and evaluation images are made. Sizes in pixels."""
+
+    image_size: int = 224
+    """Side of the square that the network sees."""
+    eval_resize: int = 256
+    """Evaluation: the short side is resized to this before the centre crop."""
+    augment: str = "random_resized_crop"
+    """'random_resized_crop', 'pad_and_crop' (zeros all round, then a random crop), or 'none'."""
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """random_resized_crop: the share of the image's area."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """random_resized_crop: width over height."""
+    pad: int = 4
+    """pad_and_crop: zeros on every side."""
+    flip: bool = True
+    """Mirror half of the training images."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from the pixels (0 to 1), a channel each."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Divides the result."""
+
+    def __post_init__(self):
+        if self.augment not in AUGMENTATIONS:
+            raise EcaJaxError(
+                f"preprocess.augment: unknown {self.augment!r}; expected one of {', '.join(AUGMENTATIONS)}"
+            )
+        if not 0 < self.image_size <= self.eval_resize:
+            raise EcaJaxError(
+                f"preprocess: expected 0 < image_size <= eval_resize, got {self.image_size} and {self.eval_resize}"
+            )
+        if min(self.std) <= 0:
+            raise EcaJaxError(f"preprocess.std: expected positive numbers, got {self.std}")
+
+
+def decode(data: bytes) -> Image.Image:
+    """An encoded image of any mode (grey, palette, CMYK) -> RGB, upright as stored: EXIF rotation is not applied."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.convert("RGB")
+
+
+def train_image(data: bytes, rng: np.random.Generator, config: PreprocessConfig) -> np.ndarray:
+    """Encoded image -> augmented uint8 (image_size, image_size, 3). The same generator state gives the same pixels."""
+    image = decode(data)
+    if config.augment == "random_resized_crop":
+        image = random_resized_crop(image, config, rng)
+    else:
+        image = center_crop(resize_short_side(image, config.image_size), config.image_size)
+        if config.augment == "pad_and_crop":
+            image = pad_and_crop(image, config.pad, rng)
+    pixels = np.asarray(image)
+    return pixels[:, ::-1] if config.flip and rng.random() < 0.5 else pixels
+
+
+def eval_image(data: bytes, config: PreprocessConfig) -> np.ndarray:
+    """Encoded image -> resized and centre-cropped uint8 (image_size, image_size, 3)."""
+    return np.asarray(center_crop(resize_short_side(decode(data), config.eval_resize), config.image_size))
+
+
+def resize_short_side(image: Image.Image, size: int) -> Image.Image:
+    """torchvision's Resize(size), bilinear with antialiasing: the long side is truncated to a whole pixel."""
+    width, height = image.size
+    if min(width, height) == size:
+        return image
+    new = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+    return image.resize(new, Image.Resampling.BILINEAR)
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """torchvision's CenterCrop(size) on an image that is at least that large."""
+    left, top = (round((side - size) / 2) for side in image.size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def random_resized_crop(image: Image.Image, config: PreprocessConfig, rng: np.random.Generator) -> Image.Image:
+    """A random part of the image, resized: torchvision's RandomResizedCrop, its ten tries and its fallback."""
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * rng.uniform(*config.crop_area)
+        ratio = math.exp(rng.uniform(*np.log(config.crop_ratio)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            break
+    else:  # the whole image, cut down to the nearest allowed ratio
+        ratio = min(max(width / height, config.crop_ratio[0]), config.crop_ratio[1])
+        w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+        left, top = (width - w) // 2, (height - h) // 2
+    crop = image.crop((left, top, left + w, top + h))
+    return crop.resize((config.image_size, config.image_size), Image.Resampling.BILINEAR)
+
+
+def pad_and_crop(image: Image.Image, pad: int, rng: np.random.Generator) -> Image.Image:
+    """Shifts the image by up to `pad` pixels each way; what comes in is black."""
+    left, top = (int(offset) for offset in rng.integers(-pad, pad, size=2, endpoint=True))
+    return image.crop((left, top, left + image.width, top + image.height))

@@ -1,0 +1,224 @@
+"""Random access to encoded images and their labels: prepared TFDS data sets and directories of class folders.
+
+No TensorFlow: TFDS reads ArrayRecord without it.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.registered import DatasetNotFoundError
+
+from eca_jax.data.digits import Digits
+from eca_jax.errors import EcaJaxError, nearest
+
+FOLDER = "folder:"
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+
+
+class Records(Protocol):
+    """Encoded images and labels by number."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[bytes, int]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One split of a data set: `source[i]` is (encoded image, label)."""
+
+    name: str
+    split: str
+    records: Records
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        return self.records[index]
+
+    def describe(self, index: int) -> str:
+        """The name of a record for an error message."""
+        where = self.records.files[index] if isinstance(self.records, FolderRecords) else f"record {index}"
+        return f"{where} of {self.name!r}, split {self.split!r}"
+
+
+def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
+    """Opens a split of a data set for random access; prepares `digits` on first use.
+
+    Args:
+      name: a TFDS name ('digits', 'imagenet2012', 'imagenette', 'cifar10', ...) or 'folder:/path'.
+      split: TFDS's notation: 'train', 'train[:90%]', 'train+test'.
+      data_dir: where TFDS data sets are; None is TFDS's own default (TFDS_DATA_DIR, ~/tensorflow_datasets).
+
+    Raises:
+      EcaJaxError: unknown or unprepared data set, one prepared as TFRecord, unknown split, folder without images.
+    """
+    if name.startswith(FOLDER):
+        return _open_folder(name, split)
+    return _open_tfds(name, split, data_dir)
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsRecords:
+    """Of a prepared TFDS data set."""
+
+    data_source: Sequence[Any]
+    image_key: str
+    label_key: str
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        example = self.data_source[index]
+        return example[self.image_key], int(example[self.label_key])
+
+
+def tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """The builder of a data set, prepared or not."""
+    if name == "digits":
+        return Digits(data_dir=data_dir, file_format="array_record")
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except DatasetNotFoundError:
+        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+        raise EcaJaxError(
+            f"data.name: unknown data set {name!r}.{nearest(name, known)[:300]} Or folder:/path."
+        ) from None
+
+
+def _open_tfds(name: str, split: str, data_dir: str | None) -> Source:
+    builder: Any = tfds_builder(name, data_dir)
+    if name == "digits" and not builder.info.splits:
+        prepare(name, data_dir)
+        builder = tfds_builder(name, data_dir)
+    if not builder.info.splits:
+        raise EcaJaxError(
+            f"data set {name!r} is not prepared in {builder.data_path}: run `pip install 'eca-jax[prepare]'` and "
+            f"`eca-jax prepare {name}` once (needs TensorFlow), or point data.data_dir at where it is"
+        )
+    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise EcaJaxError(
+            f"data set {name!r} in {builder.data_path} was prepared as {builder.info.file_format.value}, which has no "
+            "random access; convert it to ArrayRecord once: `pip install 'eca-jax[prepare]'` and "
+            f"`tfds convert_format --dataset_version_dir={builder.data_path} --out_file_format=array_record "
+            f"--out_dir=NEW_DATA_DIR/{builder.info.full_name}`, then set data.data_dir to NEW_DATA_DIR"
+        )
+    features = builder.info.features
+    image_key, label_key = builder.info.supervised_keys or ("", "")
+    image_type, label_type = (type(dict(features).get(key)) for key in (image_key, label_key))
+    if not (issubclass(image_type, tfds.features.Image) and issubclass(label_type, tfds.features.ClassLabel)):
+        raise EcaJaxError(f"data set {name!r} is not for image classification: its features are {features}")
+    _check_split(name, split, list(builder.info.splits))
+    try:
+        data_source = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
+    except (ValueError, AssertionError) as error:
+        raise EcaJaxError(f"data set {name!r}: cannot read split {split!r}: {error}") from error
+    return Source(name, split, TfdsRecords(data_source, image_key, label_key), tuple(features[label_key].names))
+
+
+def prepare(name: str, data_dir: str | None = None) -> str:
+    """Downloads a data set where that is needed, and writes ArrayRecord; returns its directory.
+
+    TFDS needs TensorFlow to prepare most of them (the `prepare` extra), never for `digits`.
+    """
+    builder = tfds_builder(name, data_dir)
+    if builder.info.splits:
+        return str(builder.data_path)
+    tfds.disable_progress_bar()
+    try:
+        builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
+    except ModuleNotFoundError as error:
+        raise EcaJaxError(
+            f"preparing {name!r} needs the package {error.name}: pip install 'eca-jax[prepare]'"
+        ) from error
+    except OSError:
+        # Another process may have prepared it meanwhile: the last step is a rename onto the same directory.
+        if not tfds_builder(name, data_dir).info.splits:
+            raise
+    return str(builder.data_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderRecords:
+    """Of a directory of class folders."""
+
+    files: tuple[pathlib.Path, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        return self.files[index].read_bytes(), self.labels[index]
+
+
+def _open_folder(name: str, split: str) -> Source:
+    """`/path/SPLIT/CLASS/image.jpg`, or `/path/CLASS/image.jpg` whose one split is called 'all'.
+
+    'all' is in an order that mixes the classes and depends on the names of the files alone, so that 'all[:90%]' and
+    'all[90%:]' make a training and a held-out set.
+    """
+    root = pathlib.Path(name.removeprefix(FOLDER)).expanduser()
+    if not root.is_dir():
+        raise EcaJaxError(f"data.name: {name!r}: {root} is not a directory")
+    wanted = _split_names(split)
+    if wanted == {"all"} and not (root / "all").is_dir():
+        roots = {"all": root}
+    else:
+        roots = {path.name: path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+        _check_split(name, split, [*sorted(roots), "all"])
+    found = {s: _scan(roots[s]) for s in sorted(wanted)}
+    class_names = {s: tuple(classes) for s, classes in found.items()}
+    names = next(iter(class_names.values()))
+    if any(other != names for other in class_names.values()):
+        raise EcaJaxError(f"data set {name!r}: the splits of {split!r} have different class folders: {class_names}")
+
+    examples = {}
+    for s, classes in found.items():
+        examples[s] = [(file, label) for label, files in enumerate(classes.values()) for file in files]
+        if roots[s] == root:
+            examples[s].sort(key=lambda e: hashlib.sha256(e[0].relative_to(root).as_posix().encode()).digest())
+    try:
+        instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute({s: len(e) for s, e in examples.items()})
+    except (ValueError, AssertionError) as error:
+        raise EcaJaxError(f"data set {name!r}: cannot read split {split!r}: {error}") from error
+    chosen = [e for i in instructions for e in examples[i.splitname][i.from_ : i.to]]
+    if not chosen:
+        raise EcaJaxError(f"data set {name!r}: split {split!r} has no images")
+    files, labels = zip(*chosen, strict=True)
+    return Source(name, split, FolderRecords(files, labels), names)
+
+
+def _scan(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    """The image files of every class folder, both in the order of their names; hidden files do not count."""
+    classes = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        foreign = next((file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES), None)
+        if foreign is not None:
+            raise EcaJaxError(
+                f"{foreign} is not an image file: expected {', '.join(sorted(IMAGE_SUFFIXES))} in {folder}"
+            )
+        if not files:
+            raise EcaJaxError(f"class folder {folder} has no images: fill it or remove it")
+        classes[folder.name] = files
+    if not classes:
+        raise EcaJaxError(f"{root} has no class folders: expected {root}/CLASS/image.jpg")
+    return classes
+
+
+def _split_names(split: str) -> set[str]:
+    """'train[:90%]+test' -> {'train', 'test'}."""
+    return set(re.findall(r"(?:^|\+)\s*([^\[+\s]+)", split))
+
+
+def _check_split(name: str, split: str, known: list[str]) -> None:
+    for s in _split_names(split) - set(known):
+        raise EcaJaxError(f"data set {name!r}: unknown split {s!r} in {split!r}.{nearest(s, known)}")
