@@ -1,0 +1,238 @@
+"""The configuration of a run: frozen dataclasses that refuse what cannot work when they are made."""
+
+import dataclasses
+import difflib
+import pathlib
+import runpy
+
+import msgspec
+
+from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.errors import EcaJaxError
+from eca_jax.models.registry import resolve_attention
+from eca_jax.nn.attention import AttentionConfig
+
+DTYPES = ("float32", "bfloat16")
+SCHEDULES = ("step", "cosine", "exponential", "constant")
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise EcaJaxError(f"{name}: expected a positive number, got {value}")
+
+
+def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise EcaJaxError(f"{name}: expected one of {', '.join(options)}, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network; see `eca_jax.create_model`."""
+
+    name: str = "eca_resnet50"
+    """One of `eca_jax.list_models()`."""
+    attention: AttentionConfig = AttentionConfig()
+    """Changes what the name implies."""
+    small_stem: bool = False
+    """For images of 8 to 64 pixels."""
+    width_multiplier: float = 1.0
+    """Scales the number of channels."""
+    dropout: float | None = None
+    """Before the classifier; None is the architecture's own."""
+    batch_norm_group: int | None = None
+    """Examples that share batch statistics (the paper's: 64); None is the global batch."""
+    dtype: str = "float32"
+    """Of the computation: 'float32' or 'bfloat16'. Parameters, statistics, logits and loss are float32."""
+
+    def __post_init__(self):
+        resolve_attention(self.name, self.attention)
+        _one_of("model.dtype", self.dtype, DTYPES)
+        _positive("model.width_multiplier", self.width_multiplier)
+        if self.batch_norm_group is not None:
+            _positive("model.batch_norm_group", self.batch_norm_group)
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise EcaJaxError(f"model.dropout: expected 0 <= dropout < 1, got {self.dropout}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from."""
+
+    name: str = "imagenet2012"
+    """A TFDS name, 'digits', or 'folder:/path'."""
+    data_dir: str | None = None
+    """Where TFDS data sets are; None is TFDS's default."""
+    train_split: str = "train"
+    """In TFDS's notation, e.g. 'train[:90%]'."""
+    eval_split: str = "validation"
+    """The held-out examples."""
+    num_threads: int = 16
+    """Threads that decode, in each process."""
+
+    def __post_init__(self):
+        _positive("data.num_threads", self.num_threads)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """The paper's SGD: momentum, not Nesterov's; weight decay is added to the gradient of every parameter."""
+
+    lr: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "step"
+    """'step' (times drop_factor at drop_epochs), 'cosine' (to 0), 'exponential' (times decay_per_epoch), 'constant'."""
+    drop_epochs: tuple[int, ...] = (30, 60, 90)
+    drop_factor: float = 0.1
+    decay_per_epoch: float = 0.98
+    warmup_epochs: float = 0.0
+    """The rate grows linearly from 0 over so many epochs."""
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        _one_of("optim.schedule", self.schedule, SCHEDULES)
+        _positive("optim.lr", self.lr)
+        for name, value in {"momentum": self.momentum, "label_smoothing": self.label_smoothing}.items():
+            if not 0 <= value < 1:
+                raise EcaJaxError(f"optim.{name}: expected 0 <= {name} < 1, got {value}")
+        for name, value in {"weight_decay": self.weight_decay, "warmup_epochs": self.warmup_epochs}.items():
+            if value < 0:
+                raise EcaJaxError(f"optim.{name}: expected 0 or more, got {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state is saved, and how much of it is kept. The best of the held-out top-1 is always kept."""
+
+    every_epochs: int = 1
+    """The last step is always saved."""
+    every_steps: int | None = None
+    """Also every so many steps."""
+    keep: int = 2
+    """The newest so many."""
+
+    def __post_init__(self):
+        _positive("checkpoint.every_epochs", self.every_epochs)
+        _positive("checkpoint.keep", self.keep)
+        if self.every_steps is not None:
+            _positive("checkpoint.every_steps", self.every_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterConfig:
+    """Several processes. Nothing has to be said where JAX detects the cluster (TPU pods, Slurm, Open MPI)."""
+
+    coordinator: str | None = None
+    """host:port of process 0."""
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self):
+        given = [value is not None for value in (self.coordinator, self.num_processes, self.process_id)]
+        if any(given) and not all(given):
+            raise EcaJaxError("cluster: coordinator, num_processes and process_id go together; leave out all or none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
+    optim: OptimConfig = OptimConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    sharding_rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+    """(regular expression on a parameter's path, mesh axis of each of its dimensions); the first match counts, and what
+    matches none is replicated. E.g. (("fc/kernel", (None, "data")),)."""
+    batch_size: int = 256
+    """Global: over all devices and processes."""
+    epochs: int = 100
+    seed: int = 0
+    """Of the weights, the order of the examples, their augmentation and dropout."""
+    log_every: int = 50
+    """Steps between two rows of metrics.jsonl."""
+    eval_every_epochs: int = 1
+    """The last step is always evaluated."""
+    workdir: str = "runs/eca_resnet50"
+    """Checkpoints, metrics.jsonl, config.json and TensorBoard files of the run."""
+
+    def __post_init__(self):
+        for name in ("batch_size", "epochs", "log_every", "eval_every_epochs"):
+            _positive(name, getattr(self, name))
+        group = self.model.batch_norm_group
+        if group is not None and self.batch_size % group:
+            raise EcaJaxError(
+                f"batch_size {self.batch_size} is not a multiple of model.batch_norm_group {group}: "
+                f"use {max(self.batch_size // group, 1) * group}"
+            )
+
+
+MAY_CHANGE = (
+    "epochs",
+    "log_every",
+    "eval_every_epochs",
+    "workdir",
+    "checkpoint",
+    "cluster",
+    "sharding_rules",
+    "data.data_dir",
+    "data.num_threads",
+)
+"""What a continued run may set anew: nothing of it touches what a step computes (`epochs` moves the end)."""
+
+
+def to_dict(config: Config) -> dict:
+    """Plain dicts, lists and numbers, for JSON."""
+    return msgspec.to_builtins(config)
+
+
+def from_dict(values: dict) -> Config:
+    """The inverse of `to_dict`.
+
+    Raises:
+      EcaJaxError: names the field that has the wrong type, or that this version does not know.
+    """
+    try:
+        config = msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        raise EcaJaxError(f"config: {error}") from error
+    unknown = sorted(set(flatten(values)) - set(flatten(to_dict(config))))
+    if unknown:
+        raise EcaJaxError(f"config: unknown fields {', '.join(unknown)}: written by another version of eca_jax?")
+    return config
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """'optim.lr: 0.1 -> 0.4' for every field that differs and that a continued run may not change."""
+    before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+        and not any(key == field or key.startswith(field + ".") for field in MAY_CHANGE)
+    ]
+
+
+def flatten(values: dict, prefix: str = "") -> dict[str, object]:
+    """{'a': {'b': 1}} -> {'a.b': 1}."""
+    flat = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def load_config(path: str) -> Config:
+    """The `config` that a Python file defines. The file is run: only load your own."""
+    file = pathlib.Path(path)
+    if not file.is_file():
+        others = [str(other) for other in sorted(file.parent.glob("*.py"))]
+        near = difflib.get_close_matches(path, others, n=3) or others
+        raise EcaJaxError(f"--config: there is no file {path}; there are: {', '.join(near) or 'none'}")
+    config = runpy.run_path(str(file)).get("config")
+    if not isinstance(config, Config):
+        raise EcaJaxError(f"--config: {path} must define `config = Config(...)`, got {type(config).__name__}")
+    return config

@@ -1,0 +1,339 @@
+"""Training from a configuration to a checkpoint, and evaluation of one.
+
+Order of things: processes and mesh -> data -> program (compiled functions and shardings) -> state (new or restored)
+-> steps, and between them log rows, evaluations and checkpoints.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import pathlib
+import signal
+import threading
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+
+from eca_jax.config import Config, from_dict, to_dict
+from eca_jax.data.loader import eval_batches, train_batches
+from eca_jax.data.sources import Source, open_source
+from eca_jax.errors import EcaJaxError
+from eca_jax.models.base import Backbone
+from eca_jax.training.checkpoint import (
+    Checkpoints,
+    check_continues,
+    choose_step,
+    claim_directory,
+    open_run,
+    write_config,
+)
+from eca_jax.training.optim import Schedule, learning_rate, sgd
+from eca_jax.training.sharding import batch_sharding, initialize_cluster, make_mesh, replicated, state_shardings
+from eca_jax.training.step import (
+    Network,
+    Sums,
+    TrainState,
+    abstract_network,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    zero_sums,
+)
+from eca_jax.training.writers import NoWriter, Writer
+
+STEPS_IN_FLIGHT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a configuration becomes on a mesh: functions to call, and the shapes and places of what they take."""
+
+    network: Network
+    schedule: Schedule
+    abstract_state: TrainState
+    """Shapes, types and shardings."""
+    batch_sharding: NamedSharding
+    init: Callable[[], TrainState]
+    train_step: Callable
+    eval_step: Callable
+    zero_sums: Callable[[], Sums]
+
+
+def build_program(config: Config, mesh: Mesh, *, num_examples: int, num_classes: int) -> Program:
+    """Nothing is computed yet; each function compiles at its first call."""
+    schedule = learning_rate(
+        config.optim,
+        num_examples=num_examples,
+        batch_size=config.batch_size,
+        total_steps=total_steps(config, num_examples),
+    )
+    optimizer = sgd(config.optim, schedule)
+    network = abstract_network(config, num_classes)
+
+    def init() -> TrainState:
+        return init_state(config, num_classes, optimizer)
+
+    shapes = jax.eval_shape(init)
+    shardings = state_shardings(mesh, shapes, config.sharding_rules)
+    batches, scalars = batch_sharding(mesh, config.batch_size), replicated(mesh)
+    return Program(
+        network=network,
+        schedule=schedule,
+        abstract_state=jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+        ),
+        batch_sharding=batches,
+        init=jax.jit(init, out_shardings=shardings),
+        train_step=jax.jit(
+            make_train_step(config, network, optimizer),
+            in_shardings=(shardings, batches),
+            out_shardings=(shardings, scalars),
+            donate_argnums=0,
+        ),
+        eval_step=jax.jit(
+            make_eval_step(config, network),
+            in_shardings=(shardings.params, shardings.batch_stats, batches, scalars),
+            out_shardings=scalars,
+        ),
+        zero_sums=jax.jit(zero_sums, out_shardings=scalars),
+    )
+
+
+def total_steps(config: Config, num_examples: int) -> int:
+    """Whole batches in `epochs` passes over the examples; a batch may reach across the end of an epoch."""
+    return config.epochs * num_examples // config.batch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a call of `train` ended."""
+
+    step: int
+    total_steps: int
+    evaluation: dict[str, float] | None
+    """Held-out loss, top1, top5 (0 to 1) and count at `step`; None if it stopped between two evaluations."""
+    checkpoint: pathlib.Path
+    new_steps: int = 0
+    """Steps done by this call."""
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total_steps
+
+
+def train(config: Config) -> Result:
+    """Trains to the end of the configuration, from the newest checkpoint in its workdir if there is one.
+
+    Returns early, with the state saved, when the process gets SIGTERM.
+
+    Raises:
+      EcaJaxError: what the user can mend; a loss that is not finite, with the step and the last good checkpoint.
+    """
+    initialize_cluster(config.cluster)
+    mesh = make_mesh()
+    train_source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
+    eval_source = open_source(config.data.name, config.data.eval_split, config.data.data_dir)
+    if train_source.class_names != eval_source.class_names:
+        raise EcaJaxError(
+            f"data set {config.data.name!r}: the split {config.data.train_split!r} has the classes "
+            f"{train_source.class_names[:5]}..., {config.data.eval_split!r} {eval_source.class_names[:5]}...; "
+            "expected the same"
+        )
+    total = total_steps(config, len(train_source))
+    if total == 0:
+        raise EcaJaxError(
+            f"batch_size {config.batch_size} is more than the {config.epochs * len(train_source)} examples "
+            f"of {config.epochs} epochs of {config.data.train_split!r}"
+        )
+    program = build_program(config, mesh, num_examples=len(train_source), num_classes=len(train_source.class_names))
+
+    run = pathlib.Path(config.workdir)
+    claim_directory(run)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("all processes have seen the run directory")
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(run, config.checkpoint.keep))
+        start = checkpoints.latest() or 0
+        if start:
+            check_continues(checkpoints, start, config, train_source.class_names)
+        if start >= total:
+            return Result(start, total, checkpoints.metrics(start), checkpoints.path(start))
+        if jax.process_index() == 0:
+            write_config(run, config)
+            writer = Writer(run, start=start, total=total, batch_size=config.batch_size)
+        else:
+            writer = NoWriter()
+        stack.enter_context(writer)
+        stop = stack.enter_context(StopSignal())
+        return _fit(config, program, train_source, eval_source, checkpoints, writer, stop, start, total)
+
+
+def _fit(
+    config: Config,
+    program: Program,
+    train_source: Source,
+    eval_source: Source,
+    checkpoints: Checkpoints,
+    writer: Writer | NoWriter,
+    stop: "StopSignal",
+    start: int,
+    total: int,
+) -> Result:
+    """Steps `start + 1` to `total`, and what is due between them."""
+    if start:
+        state = checkpoints.read_state(start, program.abstract_state)
+        writer.say(f"continuing {config.workdir} at step {start} of {total}")
+    else:
+        state = program.init()
+    run = {"config": to_dict(config), "class_names": list(train_source.class_names)}
+    examples = len(train_source)
+    epoch_ends = {epoch * examples // config.batch_size: epoch for epoch in range(1, config.epochs + 1)}
+    batches = train_batches(
+        train_source,
+        config.preprocess,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        steps=range(start, total),
+        sharding=program.batch_sharding,
+        num_threads=config.data.num_threads,
+    )
+    in_flight = InFlight()
+    step, metrics, last_good = start, None, start
+    for step in range(start + 1, total + 1):
+        with jax.transfer_guard_device_to_host("disallow"):
+            state, loss = program.train_step(state, next(batches))
+            in_flight.add(loss)
+        writer.advance()
+        if step == start + 1:
+            loss.block_until_ready()
+            writer.restart_clock(step)  # compilation is not training
+
+        last, epoch, stopping = step == total, epoch_ends.get(step, 0), stop.requested(step)
+        due_log = last or step % config.log_every == 0
+        due_eval = last or (epoch and epoch % config.eval_every_epochs == 0)
+        due_save = last or stopping or (epoch and epoch % config.checkpoint.every_epochs == 0)
+        due_save = due_save or (config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0)
+        if not (due_log or due_eval or due_save):
+            continue
+
+        sums, bad_step = jax.device_get((state.sums, state.first_bad_step))
+        if bad_step >= 0:
+            raise _not_finite(program, checkpoints, int(bad_step), last_good)
+        fractional_epoch = step * config.batch_size / examples
+        if due_log:
+            rate = float(jax.device_get(program.schedule(np.int32(step - 1))))
+            writer.train(step, fractional_epoch, rate, means(sums))
+        metrics = None
+        if due_eval:
+            metrics = evaluate(config, program, state, eval_source)
+            writer.evaluation(step, fractional_epoch, metrics)
+        if due_save:
+            writer.sync()
+            checkpoints.save(step, state, run, metrics)
+            last_good = step
+        writer.restart_clock(step)
+        if stopping:
+            break
+    checkpoints.wait()
+    return Result(step, total, metrics, checkpoints.path(step), new_steps=step - start)
+
+
+def evaluate(config: Config, program: Program, state: TrainState, source: Source) -> dict[str, float]:
+    """Means over the examples of `source`, each counted once: loss, top1, top5, and their count."""
+    sums, in_flight = program.zero_sums(), InFlight()
+    for batch in eval_batches(
+        source,
+        config.preprocess,
+        batch_size=config.batch_size,
+        sharding=program.batch_sharding,
+        num_threads=config.data.num_threads,
+    ):
+        sums = program.eval_step(state.params, state.batch_stats, batch, sums)
+        in_flight.add(sums["count"])
+    host_sums = jax.device_get(sums)
+    return means(host_sums) | {"count": float(host_sums["count"])}
+
+
+def evaluate_run(run: str, *, which: str = "latest", split: str | None = None) -> tuple[int, dict[str, float]]:
+    """Scores a checkpoint of a run on the held-out split of its configuration, or another: (step, metrics)."""
+    with open_run(run) as checkpoints:
+        step = choose_step(checkpoints, which)
+        saved = checkpoints.read_run(step)
+        config, class_names = from_dict(saved["config"]), tuple(saved["class_names"])
+        source = open_source(config.data.name, split or config.data.eval_split, config.data.data_dir)
+        if source.class_names != class_names:
+            raise EcaJaxError(f"data set {source.name!r} has other classes than the run {run}")
+        mesh = make_mesh()
+        program = build_program(config, mesh, num_examples=len(source), num_classes=len(class_names))
+        state = checkpoints.read_state(step, program.abstract_state)
+        return step, evaluate(config, program, state, source)
+
+
+def load_run(run: str | pathlib.Path, which: str = "latest") -> tuple[Backbone, Config, tuple[str, ...]]:
+    """The model of a checkpoint in evaluation mode, the configuration and the class names of its run."""
+    with open_run(run) as checkpoints:
+        step = choose_step(checkpoints, which)
+        saved = checkpoints.read_run(step)
+        config, class_names = from_dict(saved["config"]), tuple(saved["class_names"])
+        program = build_program(
+            config, make_mesh(jax.local_devices()[:1]), num_examples=1, num_classes=len(class_names)
+        )
+        state = checkpoints.read_state(step, program.abstract_state)
+    return nnx.merge(program.network.eval, state.params, state.batch_stats), config, class_names
+
+
+def means(sums: Sums) -> dict[str, float]:
+    """Sums over examples -> their means, as Python floats."""
+    return {name: float(sums[name]) / float(sums["count"]) for name in ("loss", "top1", "top5")}
+
+
+class InFlight:
+    """Keeps the host from running far ahead of the devices: waits for what was added a few steps ago, reads nothing."""
+
+    def __init__(self):
+        self._queue = collections.deque()
+
+    def add(self, result: jax.Array) -> None:
+        self._queue.append(result)
+        if len(self._queue) > STEPS_IN_FLIGHT:
+            self._queue.popleft().block_until_ready()
+
+
+class StopSignal:
+    """Notices SIGTERM (a preemption) while it is entered; all processes of a cluster agree on the step."""
+
+    def __init__(self):
+        self._received = False
+        self._previous = None
+
+    def __enter__(self) -> "StopSignal":
+        # In a cluster JAX's own preemption service listens, and tells the other processes.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _receive(self, *_) -> None:
+        self._received = True
+
+    def requested(self, step: int) -> bool:
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
+
+def _not_finite(program: Program, checkpoints: Checkpoints, step: int, last_good: int) -> EcaJaxError:
+    rate = float(jax.device_get(program.schedule(np.int32(step - 1))))
+    checkpoints.wait()
+    good = f"the last good checkpoint is {checkpoints.path(last_good)}" if last_good else "there is no checkpoint yet"
+    return EcaJaxError(
+        f"the loss or its gradient is not finite at step {step} (learning rate {rate:.4g}); {good}. "
+        "Try a lower --optim.lr, a longer --optim.warmup-epochs, or look for damaged images"
+    )

@@ -1,0 +1,76 @@
+"""Processes, devices and who holds what: the only file that says PartitionSpec."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from eca_jax.config import ClusterConfig
+from eca_jax.errors import EcaJaxError
+
+Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
+
+
+def initialize_cluster(config: ClusterConfig) -> None:
+    """Joins the other processes where a cluster is asked for or detected. To be called before JAX touches a device."""
+    if jax.distributed.is_initialized():
+        return
+    if config.coordinator is not None:
+        jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
+        return
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:  # "coordinator_address should be defined": no cluster was detected
+        if "coordinator_address" not in str(error):
+            raise
+
+
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """The devices (all, of all processes) along one axis, `data`."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+    """Examples are split over the `data` axis."""
+    devices = mesh.shape["data"]
+    if batch_size % devices:
+        raise EcaJaxError(
+            f"batch_size {batch_size} is not a multiple of the {devices} devices: "
+            f"use {max(batch_size // devices, 1) * devices}"
+        )
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(mesh: Mesh, abstract_state, rules: Rules = ()):
+    """A sharding for every leaf: the first rule whose expression is found in the leaf's path, else replicated.
+
+    Paths read `params/layer1/0/conv1/kernel`; the optimiser's momentum of a parameter ends in the same path, so one
+    rule serves both.
+    """
+    unused = {pattern for pattern, _ in rules}
+
+    def sharding(path, leaf) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for pattern, axes in rules:
+            if re.search(pattern, name):
+                unused.discard(pattern)
+                try:
+                    result = NamedSharding(mesh, PartitionSpec(*axes))
+                    result.shard_shape(leaf.shape)
+                except ValueError as error:
+                    raise EcaJaxError(f"sharding rule {pattern!r} -> {axes} on {name} {leaf.shape}: {error}") from error
+                return result
+        return replicated(mesh)
+
+    shardings = jax.tree_util.tree_map_with_path(sharding, abstract_state)
+    if unused:
+        raise EcaJaxError(f"sharding_rules: no parameter matches {', '.join(sorted(unused))}")
+    return shardings
