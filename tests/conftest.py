@@ -1,0 +1,34 @@
+import os
+import pathlib
+import shutil
+import tempfile
+
+import numpy as np
+import pytest
+
+# The tests compile the same small programs again and again, in many processes.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="eca_jax_tests_")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
+# Eight virtual devices for the sharding tests; to be set before JAX starts its CPU client. Commands that the tests
+# start see one device again (tests/commands.py).
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+from eca_jax.data.sources import prepare
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_dir(tmp_path_factory) -> pathlib.Path:
+    """TFDS's directory for the whole session: `digits` is prepared in it, the user's own is not touched."""
+    directory = tmp_path_factory.mktemp("tfds")
+    os.environ["TFDS_DATA_DIR"] = str(directory)
+    prepare("digits", str(directory))
+    return directory
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,111 @@
+"""Images in every mode that files have, and augmentations that stay inside their bounds."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eca_jax.data.preprocess import PreprocessConfig, decode, eval_image, random_resized_crop, train_image
+from eca_jax.errors import EcaJaxError
+
+
+def encode(image: Image.Image, kind="PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+GRADIENT = Image.fromarray(
+    np.stack([np.add.outer(np.arange(20), np.arange(30)) * f for f in (1, 2, 3)], -1).astype(np.uint8)
+)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "RGB", "1", "LA"])
+def test_every_mode_becomes_rgb(mode):
+    assert np.asarray(decode(encode(GRADIENT.convert(mode)))).shape == (20, 30, 3)
+
+
+def test_cmyk_jpeg_becomes_rgb():
+    assert decode(encode(GRADIENT.convert("CMYK"), "JPEG")).mode == "RGB"
+
+
+def test_grey_keeps_its_value_in_all_channels():
+    np.testing.assert_array_equal(np.asarray(decode(encode(Image.new("L", (2, 2), 7)))), 7)
+
+
+def test_centre_crop_is_the_centre():
+    image = Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10))
+    out = eval_image(encode(image), PreprocessConfig(image_size=4, eval_resize=10))
+    np.testing.assert_array_equal(out[..., 0], np.arange(100).reshape(10, 10)[3:7, 3:7])
+
+
+@pytest.mark.parametrize("augment", ["random_resized_crop", "pad_and_crop", "none"])
+def test_training_images_depend_on_the_generator_alone(augment):
+    config = PreprocessConfig(image_size=8, eval_resize=8, augment=augment)
+    data = encode(GRADIENT)
+    a, b = (train_image(data, np.random.default_rng(1), config) for _ in range(2))
+    assert a.shape == (8, 8, 3)
+    assert a.dtype == np.uint8
+    np.testing.assert_array_equal(a, b)
+    others = [train_image(data, np.random.default_rng(seed), config) for seed in range(10)]
+    assert len({other.tobytes() for other in others}) == (2 if augment == "none" else 10)  # 'none' is still mirrored
+
+
+def test_crops_have_the_area_and_ratio_asked_for():
+    """A gradient tells where a crop was taken: its corner values give width and height back."""
+    side = 200
+    x = np.broadcast_to(np.arange(side), (side, side))
+    image = Image.fromarray(np.stack([x, x.T, x], -1).astype(np.uint8))
+    config = PreprocessConfig(image_size=64, augment="random_resized_crop", crop_area=(0.2, 0.5))
+    rng, areas, ratios = np.random.default_rng(0), [], []
+    for _ in range(200):
+        out = np.asarray(random_resized_crop(image, config, rng)).astype(float)
+        # The centres of the first and last of 64 output pixels are 63/64 of the crop's side apart.
+        w = (out[0, -1, 0] - out[0, 0, 0]) * 64 / 63
+        h = (out[-1, 0, 1] - out[0, 0, 1]) * 64 / 63
+        areas.append(w * h / side**2)
+        ratios.append(w / h)
+    assert 0.18 < min(areas) < 0.23
+    assert 0.45 < max(areas) < 0.53
+    assert 0.72 < min(ratios) < 0.8
+    assert 1.25 < max(ratios) < 1.39
+
+
+def test_pad_and_crop_shifts_by_at_most_pad():
+    image = Image.new("L", (8, 8), 255)
+    config = PreprocessConfig(image_size=8, eval_resize=8, augment="pad_and_crop", pad=2, flip=False)
+    rng, shifts = np.random.default_rng(0), set()
+    for _ in range(300):
+        out = train_image(encode(image), rng, config)[..., 0]
+        rows, columns = np.flatnonzero(out.any(1)), np.flatnonzero(out.any(0))
+        assert (out[np.ix_(rows, columns)] == 255).all()
+        shifts.add((8 - len(rows), 8 - len(columns)))
+    assert shifts == {(a, b) for a in range(3) for b in range(3)}
+
+
+def test_flip_mirrors_half_of_the_images():
+    config = PreprocessConfig(image_size=20, eval_resize=20, augment="none")
+    data = encode(GRADIENT)
+    rng = np.random.default_rng(0)
+    first = train_image(data, np.random.default_rng(0), dataclasses.replace(config, flip=False))
+    flipped = 0
+    for _ in range(400):
+        out = train_image(data, rng, config)
+        flipped += not np.array_equal(out, first)
+        assert np.array_equal(out, first) or np.array_equal(out[:, ::-1], first)
+    assert 160 < flipped < 240  # 200 +- 4 standard deviations
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"augment": "crop"}, "unknown 'crop'; expected one of random_resized_crop"),
+        ({"image_size": 300}, "image_size <= eval_resize, got 300 and 256"),
+        ({"std": (1.0, 0.0, 1.0)}, "expected positive numbers"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(fields, message):
+    with pytest.raises(EcaJaxError, match=message):
+        PreprocessConfig(**fields)

@@ -1,0 +1,159 @@
+"""Data sets by name: what is read is what was written, and what cannot be read is refused with the way out."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from eca_jax.data.digits import png
+from eca_jax.data.sources import open_source
+from eca_jax.errors import EcaJaxError
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_digits_are_scikit_learn_s():
+    digits = load_digits()
+    seen = []
+    for split, held_out in (("train", False), ("test", True)):
+        source = open_source("digits", split)
+        expected = {
+            (np.round(image * 255 / 16).astype(np.uint8).tobytes(), int(label))
+            for i, (image, label) in enumerate(zip(digits.images, digits.target, strict=True))
+            if (i % 5 == 0) == held_out
+        }
+        seen.append({(pixels(data).tobytes(), label) for data, label in source})
+        assert seen[-1] == expected
+        assert source.class_names == tuple("0123456789")
+    assert len(open_source("digits", "train")) + len(open_source("digits", "test")) == 1797
+    assert not seen[0] & seen[1]
+
+
+def test_no_tensorflow():
+    assert "tensorflow" not in sys.modules
+
+
+def prepare_like(name: str, directory, splits: dict[str, int], file_format: str = "array_record") -> None:
+    """Writes what TFDS's own builder of that name would: its version, configuration and features, and images made here."""
+    original = tfds.builder(name, data_dir=str(directory))
+    features = original.info.features
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = original.version
+        BUILDER_CONFIGS = [original.builder_config] if original.builder_config else []
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=("image", "label"))
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(n) for split, n in splits.items()}
+
+        def _generate_examples(self, n):
+            shape = [side or 24 for side in features["image"].shape]
+            pixels = [np.full(shape[: 2 if shape[2] == 1 else 3], i) for i in range(n)]
+            for i in range(n):
+                example = {"image": png(pixels[i]), "label": i % features["label"].num_classes}
+                yield i, example | {key: f"file {i}" for key in features if key not in example}
+
+    Builder.name = name
+    Builder(data_dir=str(directory), file_format=file_format).download_and_prepare()
+
+
+@pytest.mark.parametrize(
+    ("name", "held_out"),
+    [
+        ("imagenet2012", "validation"),
+        ("imagenette", "validation"),
+        ("cifar10", "test"),
+        ("fashion_mnist", "test"),
+        ("mnist", "test"),
+    ],
+)
+def test_a_prepared_tfds_data_set_is_read_by_its_name(tmp_path, name, held_out):
+    prepare_like(name, tmp_path, {"train": 30, held_out: 10})
+    source = open_source(name, "train[:50%]", str(tmp_path))
+    assert len(source) == 15
+    assert len(source.class_names) == (1000 if name == "imagenet2012" else 10)
+    values = {int(pixels(data).flat[0]): label for data, label in open_source(name, "train", str(tmp_path))}
+    assert values == {i: i % len(source.class_names) for i in range(30)}
+    with pytest.raises(EcaJaxError, match=rf"unknown split 'val' in 'val'.*{held_out}"):
+        open_source(name, "val", str(tmp_path))
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["imagenet2012", "imagenette", "cifar10", "fashion_mnist", "mnist"])
+def test_a_data_set_that_is_not_prepared_is_answered_with_the_command(tmp_path, name):
+    with pytest.raises(EcaJaxError, match=rf"{name}' is not prepared in .*`eca-jax prepare {name}`"):
+        open_source(name, "train", str(tmp_path))
+    assert "tensorflow" not in sys.modules
+
+
+def test_tfrecord_is_answered_with_the_command_that_converts_it(tmp_path):
+    prepare_like("mnist", tmp_path, {"train": 3})
+    info = tmp_path / "mnist" / "3.0.1" / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(EcaJaxError, match=r"as tfrecord.*tfds convert_format --dataset_version_dir=.*/mnist/3.0.1"):
+        open_source("mnist", "train", str(tmp_path))
+
+
+def test_an_unknown_data_set_is_answered_with_the_nearest(tmp_path):
+    with pytest.raises(EcaJaxError, match=r"unknown data set 'imagenet2021'. Did you mean imagenet2012"):
+        open_source("imagenet2021", "train", str(tmp_path))
+
+
+def make_folder(root, splits=("train", "val"), classes=("cat", "dog"), n=5):
+    for split in splits:
+        for label, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for i in range(n):
+                (root / split / name / f"{i}.png").write_bytes(png(np.full((4, 4), 10 * label + i)))
+    return root
+
+
+def test_folder_with_splits(tmp_path):
+    make_folder(tmp_path)
+    source = open_source(f"folder:{tmp_path}", "train")
+    assert source.class_names == ("cat", "dog")
+    assert [(int(pixels(data)[0, 0]), label) for data, label in source] == [
+        (10 * label + i, label) for label in range(2) for i in range(5)
+    ]
+    assert len(open_source(f"folder:{tmp_path}", "train[:20%]+val")) == 12
+    with pytest.raises(EcaJaxError, match=r"unknown split 'vall' in 'vall'. Did you mean val"):
+        open_source(f"folder:{tmp_path}", "vall")
+
+
+def test_folder_of_classes_is_cut_into_disjoint_mixed_parts(tmp_path):
+    root = make_folder(tmp_path, splits=("",), n=50)
+    first, second = (open_source(f"folder:{root}", split) for split in ("train[:80%]", "train[80%:]"))
+    parts = [{(data, label) for data, label in source} for source in (first, second)]
+    assert len(first) == 80
+    assert len(second) == 20
+    assert len(parts[0] | parts[1]) == 100
+    assert {label for _, label in parts[1]} == {0, 1}
+
+
+def test_splits_are_not_taken_for_classes(tmp_path):
+    make_folder(tmp_path, splits=("training", "val"))
+    with pytest.raises(EcaJaxError, match="cat is not an image file"):
+        open_source(f"folder:{tmp_path}", "train")
+
+
+def test_what_is_wrong_with_a_folder_is_named(tmp_path):
+    with pytest.raises(EcaJaxError, match="nowhere is not a directory"):
+        open_source(f"folder:{tmp_path}/nowhere", "train")
+    make_folder(tmp_path)
+    (tmp_path / "train" / "empty").mkdir()
+    with pytest.raises(EcaJaxError, match="empty has no images"):
+        open_source(f"folder:{tmp_path}", "train")
+    (tmp_path / "train" / "empty" / "notes.txt").write_text("x")
+    with pytest.raises(EcaJaxError, match=r"notes.txt is not an image file"):
+        open_source(f"folder:{tmp_path}", "train")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(EcaJaxError, match="bare has no class folders"):
+        open_source(f"folder:{tmp_path}", "bare")

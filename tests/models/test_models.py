@@ -1,0 +1,175 @@
+"""Names, parameter counts, shapes and initialisation of the backbones; their numbers are checked in tests/parity."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import eca_jax
+from eca_jax.errors import EcaJaxError
+from eca_jax.nn import AttentionConfig
+
+
+def abstract(name, **options):
+    return nnx.eval_shape(lambda: eca_jax.create_model(name, rngs=nnx.Rngs(0), **options))
+
+
+def count(name, **options) -> int:
+    """Trainable parameters, from shapes alone."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(abstract(name, **options), nnx.Param)))
+
+
+# The paper's Tables 2 and 3 in whole numbers: plain, and what ECA adds by kernel policy.
+PLAIN = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "mobilenet_v2": 3_504_872,
+}
+ADDED = {
+    "resnet18": {"released": 44, "adaptive": 36, (3, 5, 5, 5): 36, 3: 24},
+    "resnet34": {"released": 72, "adaptive": 74, (3, 5, 5, 5): 74, 3: 48},
+    "resnet50": {"released": 80, "adaptive": 86, (3, 5, 5, 5): 74, 3: 48},
+    "resnet101": {"released": 157, "adaptive": 171, (3, 5, 5, 5): 159, 3: 99},
+    "resnet152": {"released": 234, "adaptive": 256, (3, 5, 5, 5): 244, 3: 150},
+    "mobilenet_v2": {"released": 31, "adaptive": 59, 3: 51},
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_parameter_counts_are_the_paper_s(name):
+    assert count(name) == PLAIN[name]
+    for policy, added in ADDED[name].items():
+        attention = AttentionConfig(kernel_sizes=policy)
+        assert count(f"eca_{name}", attention=attention) - PLAIN[name] == added, policy
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    # Table 3 prints 2^20 units: 28,071,976 = 26.77M; the poster 11.231M and 20.938M for ResNet-18 and 34.
+    [("se_resnet50", 28_071_976), ("se_mobilenet_v2", 3_561_800)],
+)
+def test_se_counts_are_the_paper_s(name, parameters):
+    assert count(name) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("se_resnet18", 11.231),
+        ("se_resnet34", 20.938),
+        ("se_resnet50", 26.77),
+        ("se_resnet101", 47.01),
+        ("se_resnet152", 63.68),
+    ],
+)
+def test_se_counts_round_to_the_printed_ones(name, printed):
+    digits = len(str(printed).split(".")[1])
+    assert round(count(name) / 2**20, digits) == printed
+
+
+def test_eca_ns_count_is_the_paper_s():
+    attention = AttentionConfig(kind="eca_ns", kernel_sizes=3)
+    assert count("resnet50", attention=attention) - PLAIN["resnet50"] == 45_312
+
+
+def test_list_models():
+    names = eca_jax.list_models()
+    assert len(names) == 18
+    assert eca_jax.list_models("eca_*") == [f"eca_{name}" for name in sorted(PLAIN)]
+
+
+def test_an_unknown_model_is_answered_with_the_nearest():
+    with pytest.raises(EcaJaxError, match=r"unknown model 'eca_resnet5'. Did you mean eca_resnet50"):
+        eca_jax.create_model("eca_resnet5", rngs=nnx.Rngs(0))
+
+
+def test_a_name_does_not_lie_about_its_attention():
+    with pytest.raises(EcaJaxError, match=r"has the attention 'eca', but attention.kind is 'se'"):
+        eca_jax.create_model("eca_resnet18", rngs=nnx.Rngs(0), attention=AttentionConfig(kind="se"))
+
+
+@pytest.mark.parametrize("small_stem", [False, True])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
+def test_features_have_the_shapes_that_feature_info_says(name, small_stem):
+    model = abstract(name, small_stem=small_stem, num_classes=7)
+    size = 64
+    outputs, logits = nnx.eval_shape(
+        lambda m, x: (m.features(x), m.eval() or m(x)), model, jnp.zeros((2, size, size, 3))
+    )
+    assert list(outputs) == [info.name for info in model.feature_info]
+    for info in model.feature_info:
+        side = size // info.stride
+        assert outputs[info.name].shape == (2, side, side, info.channels)
+    assert model.feature_info[-1].stride == (8 if small_stem else 32)
+    assert logits.shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["eca_resnet18", "se_mobilenet_v2"])
+def test_width_multiplier_scales_the_channels(name):
+    full, half = abstract(name), abstract(name, width_multiplier=0.5)
+    assert [info.channels // 2 for info in full.feature_info] == [info.channels for info in half.feature_info]
+
+
+def tiny(**options):
+    return eca_jax.create_model(
+        "eca_resnet18", num_classes=5, rngs=nnx.Rngs(0), small_stem=True, width_multiplier=0.125, **options
+    )
+
+
+def test_bfloat16_computes_narrow_and_answers_wide():
+    model = tiny(dtype=jnp.bfloat16)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(model)))
+    assert all(feature.dtype == jnp.bfloat16 for feature in model.features(x).values())
+    assert model(x).dtype == jnp.float32
+
+
+def test_train_and_eval_switch_batch_statistics_and_dropout():
+    model = tiny(dropout=0.5)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
+    before = np.asarray(model.bn1.mean[...])
+    a, b = model(x, rngs=nnx.Rngs(1)), model(x, rngs=nnx.Rngs(2))
+    assert not np.allclose(a, b)
+    assert not np.array_equal(before, model.bn1.mean[...])
+    model.eval()
+    before = np.asarray(model.bn1.mean[...])
+    np.testing.assert_array_equal(model(x), model(x))
+    np.testing.assert_array_equal(before, model.bn1.mean[...])
+
+
+def initialised(name, **options):
+    """A model with weights, in one compiled call."""
+    return nnx.jit(lambda: eca_jax.create_model(name, rngs=nnx.Rngs(0), **options))()
+
+
+def test_initialisation_of_resnet_is_the_authors():
+    """Convolutions normal with std sqrt(2 / (k k c_out)), norm weights 1 (the last ones too), linear uniform."""
+    model = initialised("eca_resnet50", num_classes=100)
+    for conv, k, c_out in [(model.conv1, 7, 64), (model.layer2[0].conv2, 3, 128), (model.layer4[2].conv3, 1, 2048)]:
+        np.testing.assert_allclose(np.asarray(conv.kernel[...]).std(), math.sqrt(2 / (k * k * c_out)), rtol=0.05)
+    assert np.all(np.asarray(model.layer1[0].bn3.scale[...]) == 1)
+    weights = np.asarray(model.fc.kernel[...])
+    assert np.abs(weights).max() <= 2048**-0.5
+    np.testing.assert_allclose(weights.std(), 2048**-0.5 / math.sqrt(3), rtol=0.05)
+
+
+def test_initialisation_of_mobilenet_is_the_authors():
+    """Depthwise convolutions count the whole kernel's outputs, as PyTorch's fan_out does; linear normal 0.01."""
+    model = initialised("eca_mobilenet_v2")
+    depthwise = np.asarray(model.blocks[14].depthwise.conv.kernel[...])
+    np.testing.assert_allclose(depthwise.std(), math.sqrt(2 / (9 * 960)), rtol=0.05)
+    np.testing.assert_allclose(np.asarray(model.classifier.kernel[...]).std(), 0.01, rtol=0.05)
+    assert model.dropout.rate == 0.25
+
+
+def test_released_kernel_sizes_of_mobilenet_follow_the_width():
+    model = abstract("eca_mobilenet_v2")
+    sizes = [(block.bn.scale.shape[0], block.attn.kernel.shape[0]) for block in model.blocks]
+    assert len(sizes) == 17
+    assert all(k == (1 if channels < 96 else 3) for channels, k in sizes)

@@ -1,0 +1,225 @@
+"""A run from start to end in this process: what it writes, keeps, refuses, and when it reads from the devices."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+
+import numpy as np
+import pytest
+from jax._src.array import ArrayImpl
+
+from eca_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimConfig
+from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.errors import EcaJaxError
+from eca_jax.training import loop
+from eca_jax.training.checkpoint import Checkpoints
+from eca_jax.training.loop import evaluate_run, load_run, train
+from eca_jax.training.writers import Writer
+
+CONFIG = Config(
+    model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.125),
+    data=DataConfig(name="digits", train_split="train[:320]", eval_split="test[:100]", num_threads=1),
+    preprocess=PreprocessConfig(image_size=8, eval_resize=8, augment="pad_and_crop", pad=1, flip=False),
+    optim=OptimConfig(schedule="cosine", warmup_epochs=1),
+    batch_size=64,
+    epochs=3,
+    log_every=4,
+)
+
+
+def configure(workdir: pathlib.Path, **fields) -> Config:
+    return dataclasses.replace(CONFIG, workdir=str(workdir), **fields)
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    """A complete run of three epochs."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, train(configure(workdir))
+
+
+def test_a_run_ends_with_an_evaluation_and_a_checkpoint(finished):
+    workdir, result = finished
+    assert (result.step, result.total_steps, result.new_steps) == (15, 15, 15)
+    assert result.finished
+    assert result.checkpoint.is_dir()
+    assert [(row["kind"], row["step"]) for row in rows(workdir)] == [
+        ("train", 4),
+        ("eval", 5),
+        ("train", 8),
+        ("eval", 10),
+        ("train", 12),
+        ("train", 15),
+        ("eval", 15),
+    ]
+    assert rows(workdir)[-1] == {"kind": "eval", "step": 15, "epoch": 3.0, **result.evaluation}
+    assert result.evaluation["count"] == 100
+    assert list((workdir / "tensorboard").iterdir())
+    assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "eca_resnet18"
+
+
+def test_learning_rate_in_the_log_is_the_one_of_the_step(finished):
+    workdir, _ = finished
+    rates = {row["step"]: row["lr"] for row in rows(workdir) if row["kind"] == "train"}
+    assert rates[4] == pytest.approx(0.1 * 4 / 5)  # warm-up over the first 5 steps
+    assert rates[12] == pytest.approx(0.1 * (1 + np.cos(np.pi * (11 - 5) / 10)) / 2)
+
+
+def test_a_finished_run_has_nothing_left_to_do_and_goes_on_when_asked(finished):
+    workdir, result = finished
+    before = rows(workdir)
+    again = train(configure(workdir))
+    assert (again.new_steps, again.step, again.evaluation) == (0, 15, result.evaluation)
+    longer = train(configure(workdir, epochs=4))
+    assert (longer.new_steps, longer.step) == (5, 20)
+    assert rows(workdir)[: len(before)] == before
+
+
+def test_evaluate_and_load_give_what_training_said(finished):
+    workdir, result = finished
+    step, metrics = evaluate_run(str(workdir), which="15")
+    assert step == 15
+    assert metrics == pytest.approx(result.evaluation)
+    model, config, class_names = load_run(workdir, "15")
+    assert config.workdir == str(workdir)
+    assert class_names == tuple("0123456789")
+    assert model(np.zeros((1, 8, 8, 3), np.float32)).shape == (1, 10)
+    assert model.bn1.use_running_average
+
+
+def test_the_newest_and_the_best_checkpoint_are_kept(tmp_path):
+    config = configure(tmp_path, epochs=6, checkpoint=CheckpointConfig(keep=2))
+    train(config)
+    scores = {row["step"]: row["top1"] for row in rows(tmp_path) if row["kind"] == "eval"}
+    best = max(scores, key=lambda step: (scores[step], step))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == sorted({25, 30, best})
+        assert checkpoints.best() == best
+        assert checkpoints.metrics(30)["top1"] == scores[30]
+
+
+def test_nothing_is_read_from_the_devices_between_log_rows(tmp_path, monkeypatch):
+    """The loop forbids transfers itself, which accelerators obey; on CPU the host's requests for values are counted."""
+    steps, reads = [0], []
+    value, advance = ArrayImpl._value, Writer.advance
+    monkeypatch.setattr(ArrayImpl, "_value", property(lambda array: (reads.append(steps[-1]), value.fget(array))[1]))
+    monkeypatch.setattr(Writer, "advance", lambda self: (steps.append(steps[-1] + 1), advance(self))[1])
+    train(configure(tmp_path, epochs=4, log_every=7, eval_every_epochs=4, checkpoint=CheckpointConfig(every_epochs=4)))
+    assert steps[-1] == 20
+    during = {step for step in reads if step > 0}
+    assert during == {7, 14, 20}
+
+
+def test_the_loop_forbids_transfers_to_the_host(tmp_path, monkeypatch):
+    import jax
+
+    seen = []
+    build = loop.build_program
+
+    def spying(*args, **kwargs):
+        program = build(*args, **kwargs)
+
+        def train_step(*step_args):
+            seen.append(jax.config.jax_transfer_guard_device_to_host)
+            return program.train_step(*step_args)
+
+        return dataclasses.replace(program, train_step=train_step)
+
+    monkeypatch.setattr(loop, "build_program", spying)
+    train(configure(tmp_path, epochs=1))
+    assert seen == ["disallow"] * 5
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    config = configure(tmp_path, optim=OptimConfig(lr=1e30, schedule="step", drop_epochs=(), warmup_epochs=0), epochs=2)
+    with pytest.raises(EcaJaxError, match=r"not finite at step 2 \(learning rate 1e\+30\); there is no checkpoint yet"):
+        train(config)
+
+
+def test_the_last_good_checkpoint_is_named_and_kept(tmp_path):
+    train(configure(tmp_path, epochs=1, optim=OptimConfig(lr=0.1, schedule="constant")))
+    # The rate belongs to the configuration of the checkpoint, so the run is made to explode from inside its state.
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        program = loop.build_program(CONFIG, loop.make_mesh(), num_examples=320, num_classes=10)
+        state = checkpoints.read_state(5, program.abstract_state)
+        run = checkpoints.read_run(5)
+        import jax
+
+        bad = dataclasses.replace(state, step=state.step + 1, params=jax.tree.map(lambda p: p * 1e38, state.params))
+        checkpoints.save(6, bad, run, None)
+    with pytest.raises(EcaJaxError, match=r"not finite at step 7 .* the last good checkpoint is .*/checkpoints/6"):
+        train(configure(tmp_path, epochs=2, optim=OptimConfig(lr=0.1, schedule="constant")))
+
+
+def test_sigterm_saves_and_the_run_goes_on(tmp_path, monkeypatch):
+    advance = Writer.advance
+
+    def interrupt(self):
+        advance(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Writer, "advance", interrupt)
+    stopped = train(configure(tmp_path))
+    assert (stopped.step, stopped.finished, stopped.evaluation) == (1, False, None)
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    result = train(configure(tmp_path))
+    assert (result.step, result.new_steps) == (15, 14)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 60}, "batch_size 60 is not a multiple of the 8 devices: use 56"),
+        ({"batch_size": 1024}, "batch_size 1024 is more than the 960 examples of 3 epochs"),
+        ({"data": DataConfig(name="digits", eval_split="val")}, "unknown split 'val' in 'val'"),
+        ({"data": DataConfig(name="digit")}, "unknown data set 'digit'. Did you mean digits"),
+        ({"sharding_rules": (("nothing", ("data",)),)}, "no parameter matches nothing"),
+        ({"sharding_rules": (("fc/kernel", ("model",)),)}, "sharding rule 'fc/kernel'"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path, fields, message):
+    with pytest.raises(EcaJaxError, match=message):
+        train(configure(tmp_path / "run", **fields))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_configuration_that_differs_from_the_checkpoint_is_refused(finished):
+    workdir, _ = finished
+    changed = configure(workdir, seed=1, epochs=9, optim=dataclasses.replace(CONFIG.optim, lr=0.2))
+    with pytest.raises(EcaJaxError, match=r"differs from the checkpoint .*: optim.lr: 0.1 -> 0.2; seed: 0 -> 1\. Give"):
+        train(changed)
+
+
+def test_a_foreign_directory_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("...")
+    with pytest.raises(EcaJaxError, match=r"holds thesis.tex and no config.json.*another|holds thesis.tex"):
+        train(configure(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(EcaJaxError, match=r"is no run of eca_jax: it has no config.json"):
+        evaluate_run(str(tmp_path))
+    with pytest.raises(EcaJaxError, match="there is no run directory"):
+        evaluate_run(str(tmp_path / "nowhere"))
+
+
+def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(finished):
+    workdir, _ = finished
+    with pytest.raises(EcaJaxError, match=r"no checkpoint of step 3; there are \["):
+        load_run(workdir, "3")
+    with pytest.raises(EcaJaxError, match="expected 'latest', 'best' or a step, got 'newest'"):
+        load_run(workdir, "newest")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    result = train(configure(tmp_path, epochs=1))
+    for file in (result.checkpoint / "state").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(EcaJaxError, match=r"cannot read the checkpoint .*/checkpoints/5 .*damaged"):
+        evaluate_run(str(tmp_path))

@@ -1,0 +1,201 @@
+"""The training step: the same on any number of devices, compiled once, in place, and right about loss and scores."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from eca_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from eca_jax.data.loader import eval_batches, train_batches
+from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.data.sources import open_source
+from eca_jax.training.loop import Program, build_program, evaluate
+from eca_jax.training.sharding import make_mesh
+from eca_jax.training.step import normalise, score
+
+CONFIG = Config(
+    model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.125),
+    data=DataConfig(name="digits", train_split="train[:200]", eval_split="test[:50]", num_threads=1),
+    preprocess=PreprocessConfig(image_size=8, eval_resize=8, augment="pad_and_crop", pad=1, flip=False),
+    optim=OptimConfig(lr=0.1, weight_decay=5e-4, schedule="cosine", label_smoothing=0.1),
+    batch_size=32,
+    epochs=2,
+    log_every=4,
+)
+
+
+@functools.cache
+def program(config: Config, devices: int) -> Program:
+    return build_program(config, make_mesh(jax.devices()[:devices]), num_examples=200, num_classes=10)
+
+
+def batches(config: Config, prog: Program, steps: range):
+    return train_batches(
+        open_source("digits", config.data.train_split),
+        config.preprocess,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        steps=steps,
+        sharding=prog.batch_sharding,
+        num_threads=1,
+    )
+
+
+def with_model(**fields) -> Config:
+    return dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **fields))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        with_model(batch_norm_group=4),  # a group inside a device
+        with_model(batch_norm_group=8),  # a group over two devices
+        with_model(batch_norm_group=None, name="se_resnet18", dropout=0.5),  # the whole batch
+    ],
+    ids=["group of 4", "group of 8", "global, dropout"],
+)
+def test_one_step_on_8_devices_is_the_step_on_1(config):
+    """In float64: what is left are sums in another order, some 1e-16 of each value, grown by the depth."""
+    with jax.enable_x64(True):
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float64"))
+        states, losses = [], []
+        for devices in (1, 8):
+            prog = program(config, devices)
+            state, loss = prog.train_step(prog.init(), next(batches(config, prog, range(1))))
+            assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == devices
+            states.append(jax.device_get(state))
+            losses.append(float(loss))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+        def close(path, a, b):
+            scale = max(np.abs(a).max(), 1e-3)
+            np.testing.assert_allclose(a / scale, b / scale, atol=1e-10, err_msg=jax.tree_util.keystr(path))
+
+        jax.tree_util.tree_map_with_path(close, states[0], states[1])
+
+
+def test_the_initial_state_does_not_depend_on_the_devices():
+    one, eight = (jax.device_get(program(CONFIG, devices).init()) for devices in (1, 8))
+    jax.tree.map(np.testing.assert_array_equal, one, eight)
+
+
+def test_parameters_are_sharded_where_a_rule_says_so():
+    config = dataclasses.replace(CONFIG, sharding_rules=(("fc/kernel", ("data", None)),))
+    sharded, plain = program(config, 8), program(CONFIG, 8)
+    state = sharded.init()
+    assert state.params["fc"]["kernel"].sharding.shard_shape((64, 10)) == (8, 10)
+    assert state.params["conv1"]["kernel"].sharding.is_fully_replicated
+    momentum = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == (64, 10)]
+    assert [leaf.sharding.shard_shape((64, 10)) for leaf in momentum] == [(8, 10)]
+    a, _ = sharded.train_step(state, next(batches(config, sharded, range(1))))
+    b, _ = plain.train_step(plain.init(), next(batches(CONFIG, plain, range(1))))
+    np.testing.assert_allclose(a.params["fc"]["kernel"], b.params["fc"]["kernel"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_step_compiles_once_and_reuses_its_memory():
+    prog = program(CONFIG, 8)
+    state = prog.init()
+    for batch in batches(CONFIG, prog, range(6)):
+        old = jax.tree.leaves(state)
+        state, _ = prog.train_step(state, batch)
+        assert all(leaf.is_deleted() for leaf in old)
+    assert prog.train_step._cache_size() == 1
+    sums = prog.zero_sums()
+    for batch in eval_batches(
+        open_source("digits", "test[:70]"),
+        CONFIG.preprocess,
+        batch_size=32,
+        sharding=prog.batch_sharding,
+        num_threads=1,
+    ):
+        sums = prog.eval_step(state.params, state.batch_stats, batch, sums)
+    assert prog.eval_step._cache_size() == 1
+
+
+def test_the_loss_falls():
+    config = dataclasses.replace(CONFIG, optim=OptimConfig(lr=0.05, schedule="constant"))
+    prog = program(config, 1)
+    state, losses = prog.init(), []
+    for batch in batches(config, prog, range(60)):
+        state, loss = prog.train_step(state, batch)
+        losses.append(float(loss))
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_sums_of_the_log_restart_after_each_row():
+    prog = program(CONFIG, 1)
+    state, losses = prog.init(), []
+    for step, batch in enumerate(batches(CONFIG, prog, range(10)), start=1):
+        state, loss = prog.train_step(state, batch)
+        losses.append(float(loss) * CONFIG.batch_size)
+        since = (step - 1) // CONFIG.log_every * CONFIG.log_every
+        assert float(state.sums["count"]) == (step - since) * CONFIG.batch_size
+        np.testing.assert_allclose(float(state.sums["loss"]), sum(losses[since:]), rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_is_remembered_with_its_step():
+    prog = program(CONFIG, 1)
+    state = prog.init()
+    for step, batch in enumerate(batches(CONFIG, prog, range(5)), start=1):
+        if step == 3:
+            state = dataclasses.replace(state, params=jax.tree.map(lambda p: p * jnp.nan, state.params))
+        state, _ = prog.train_step(state, batch)
+        assert int(state.first_bad_step) == (3 if step >= 3 else -1)
+
+
+def test_scores_are_what_numpy_says(rng):
+    logits = rng.normal(size=(50, 10)).astype(np.float32)
+    label = rng.integers(10, size=50).astype(np.int32)
+    mask = (rng.random(50) < 0.8).astype(np.float32)
+    losses = rng.random(50).astype(np.float32)
+    order = np.argsort(-logits, axis=1)
+    top1 = sum(mask[i] * (order[i, 0] == label[i]) for i in range(50))
+    top5 = sum(mask[i] * (label[i] in order[i, :5]) for i in range(50))
+    sums = score(jnp.asarray(logits), {"label": jnp.asarray(label), "mask": jnp.asarray(mask)}, jnp.asarray(losses))
+    assert float(sums["top1"]) == top1
+    assert float(sums["top5"]) == top5
+    assert float(sums["count"]) == mask.sum()
+    np.testing.assert_allclose(float(sums["loss"]), (mask * losses).sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_equal_or_nan_logits_never_score(value):
+    batch = {"label": jnp.zeros(4, jnp.int32), "mask": jnp.ones(4)}
+    sums = score(jnp.full((4, 10), value), batch, jnp.zeros(4))
+    assert float(sums["top1"]) == 0
+    assert float(sums["top5"]) == 0
+
+
+def test_evaluation_is_a_loop_over_single_examples():
+    """Padded and sharded over 8 devices, against one example at a time."""
+    prog, alone = program(CONFIG, 8), program(dataclasses.replace(CONFIG, batch_size=1), 1)
+    source = open_source("digits", "test[:50]")
+    state = jax.device_get(prog.init())
+    metrics = evaluate(CONFIG, prog, state, source)
+    one_by_one = evaluate(dataclasses.replace(CONFIG, batch_size=1), alone, state, source)
+    assert metrics["count"] == 50
+    assert metrics["top1"] == one_by_one["top1"]
+    assert metrics["top5"] == one_by_one["top5"]
+    np.testing.assert_allclose(metrics["loss"], one_by_one["loss"], rtol=1e-4)
+
+
+def test_label_smoothing_is_in_the_training_loss():
+    """The smoothed cross entropy by hand from the logits of the same forward pass."""
+    prog = program(CONFIG, 1)
+    state = prog.init()
+    batch = next(batches(CONFIG, prog, range(1)))
+
+    @jax.jit
+    def forward(params, batch_stats, image):
+        return nnx.merge(prog.network.train, params, batch_stats)(normalise(image, CONFIG.preprocess))
+
+    logits = forward(state.params, state.batch_stats, batch["image"])
+    logits = np.asarray(logits, np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    targets = np.full((32, 10), 0.1 / 10) + 0.9 * np.eye(10)[np.asarray(batch["label"])]
+    _, loss = prog.train_step(state, batch)
+    np.testing.assert_allclose(float(loss), -(targets * log_p).sum(1).mean(), rtol=1e-5)
