@@ -50,8 +50,10 @@ def _train(args: Sequence[str] | None) -> int:
     import jax
 
     from eca_jax.training.loop import train
+    from eca_jax.training.sharding import initialize_cluster
     from eca_jax.training.writers import describe
 
+    initialize_cluster(config.cluster)
     result = train(config)
     say = print if jax.process_index() == 0 else (lambda _: None)
     if not result.finished:

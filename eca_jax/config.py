@@ -5,6 +5,7 @@ import difflib
 import pathlib
 import runpy
 
+import jax
 import msgspec
 
 from eca_jax.data.preprocess import PreprocessConfig
@@ -12,7 +13,7 @@ from eca_jax.errors import EcaJaxError
 from eca_jax.models.registry import resolve_attention
 from eca_jax.nn.attention import AttentionConfig
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float64")
 SCHEDULES = ("step", "cosine", "exponential", "constant")
 
 
@@ -43,11 +44,14 @@ class ModelConfig:
     batch_norm_group: int | None = None
     """Examples that share batch statistics (the paper's: 64); None is the global batch."""
     dtype: str = "float32"
-    """Of the computation: 'float32' or 'bfloat16'. Parameters, statistics, logits and loss are float32."""
+    """Of the computation: 'float32' or 'bfloat16'; parameters, statistics, logits and loss stay float32. 'float64' is
+    for checks of arithmetic and needs JAX_ENABLE_X64=1."""
 
     def __post_init__(self):
         resolve_attention(self.name, self.attention)
         _one_of("model.dtype", self.dtype, DTYPES)
+        if self.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+            raise EcaJaxError("model.dtype: float64 needs the environment variable JAX_ENABLE_X64=1")
         _positive("model.width_multiplier", self.width_multiplier)
         if self.batch_norm_group is not None:
             _positive("model.batch_norm_group", self.batch_norm_group)

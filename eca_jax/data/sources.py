@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
@@ -41,6 +41,9 @@ class Source:
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         return self.records[index]
+
+    def __iter__(self) -> Iterator[tuple[bytes, int]]:
+        return (self[i] for i in range(len(self)))
 
     def describe(self, index: int) -> str:
         """The name of a record for an error message."""
@@ -160,20 +163,20 @@ class FolderRecords:
 
 
 def _open_folder(name: str, split: str) -> Source:
-    """`/path/SPLIT/CLASS/image.jpg`, or `/path/CLASS/image.jpg` whose one split is called 'all'.
+    """`/path/SPLIT/CLASS/image.jpg`, or `/path/CLASS/image.jpg` whose one split is called 'train'.
 
-    'all' is in an order that mixes the classes and depends on the names of the files alone, so that 'all[:90%]' and
-    'all[90%:]' make a training and a held-out set.
+    Without folders of splits the order mixes the classes and depends on the names of the files alone, so that
+    'train[:90%]' and 'train[90%:]' make a training and a held-out set.
     """
     root = pathlib.Path(name.removeprefix(FOLDER)).expanduser()
     if not root.is_dir():
         raise EcaJaxError(f"data.name: {name!r}: {root} is not a directory")
     wanted = _split_names(split)
-    if wanted == {"all"} and not (root / "all").is_dir():
-        roots = {"all": root}
+    if wanted == {"train"} and not (root / "train").is_dir():
+        roots = {"train": root}
     else:
-        roots = {path.name: path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
-        _check_split(name, split, [*sorted(roots), "all"])
+        roots = {path.name: path for path in _visible(root) if path.is_dir()}
+        _check_split(name, split, sorted(roots))
     found = {s: _scan(roots[s]) for s in sorted(wanted)}
     class_names = {s: tuple(classes) for s, classes in found.items()}
     names = next(iter(class_names.values()))
@@ -186,7 +189,8 @@ def _open_folder(name: str, split: str) -> Source:
         if roots[s] == root:
             examples[s].sort(key=lambda e: hashlib.sha256(e[0].relative_to(root).as_posix().encode()).digest())
     try:
-        instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute({s: len(e) for s, e in examples.items()})
+        sizes = {s: tfds.core.SplitInfo(name=s, shard_lengths=[len(e)], num_bytes=0) for s, e in examples.items()}
+        instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
     except (ValueError, AssertionError) as error:
         raise EcaJaxError(f"data set {name!r}: cannot read split {split!r}: {error}") from error
     chosen = [e for i in instructions for e in examples[i.splitname][i.from_ : i.to]]
@@ -198,20 +202,23 @@ def _open_folder(name: str, split: str) -> Source:
 
 def _scan(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     """The image files of every class folder, both in the order of their names; hidden files do not count."""
-    classes = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    classes = {folder.name: _visible(folder) for folder in _visible(root) if folder.is_dir()}
+    if not classes:
+        raise EcaJaxError(f"{root} has no class folders: expected {root}/CLASS/image.jpg")
+    for name, files in classes.items():
         foreign = next((file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES), None)
         if foreign is not None:
             raise EcaJaxError(
-                f"{foreign} is not an image file: expected {', '.join(sorted(IMAGE_SUFFIXES))} in {folder}"
+                f"{foreign} is not an image file: expected {root}/CLASS/image with the ending "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         if not files:
-            raise EcaJaxError(f"class folder {folder} has no images: fill it or remove it")
-        classes[folder.name] = files
-    if not classes:
-        raise EcaJaxError(f"{root} has no class folders: expected {root}/CLASS/image.jpg")
+            raise EcaJaxError(f"class folder {root / name} has no images: fill it or remove it")
     return classes
+
+
+def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _split_names(split: str) -> set[str]:

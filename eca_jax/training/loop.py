@@ -1,6 +1,6 @@
 """Training from a configuration to a checkpoint, and evaluation of one.
 
-Order of things: processes and mesh -> data -> program (compiled functions and shardings) -> state (new or restored)
+Order of things: mesh -> data -> program (compiled functions and shardings) -> state (new or restored)
 -> steps, and between them log rows, evaluations and checkpoints.
 """
 
@@ -32,7 +32,7 @@ from eca_jax.training.checkpoint import (
     write_config,
 )
 from eca_jax.training.optim import Schedule, learning_rate, sgd
-from eca_jax.training.sharding import batch_sharding, initialize_cluster, make_mesh, replicated, state_shardings
+from eca_jax.training.sharding import batch_sharding, make_mesh, replicated, state_shardings
 from eca_jax.training.step import (
     Network,
     Sums,
@@ -128,12 +128,12 @@ class Result:
 def train(config: Config) -> Result:
     """Trains to the end of the configuration, from the newest checkpoint in its workdir if there is one.
 
-    Returns early, with the state saved, when the process gets SIGTERM.
+    Returns early, with the state saved, when the process gets SIGTERM. All processes of a cluster call it; they have to
+    have joined before (`initialize_cluster`).
 
     Raises:
       EcaJaxError: what the user can mend; a loss that is not finite, with the step and the last good checkpoint.
     """
-    initialize_cluster(config.cluster)
     mesh = make_mesh()
     train_source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
     eval_source = open_source(config.data.name, config.data.eval_split, config.data.data_dir)

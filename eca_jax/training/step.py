@@ -62,6 +62,7 @@ def build_model(config: Config, num_classes: int, rngs: nnx.Rngs) -> Backbone:
         dropout=model.dropout,
         batch_norm_group=model.batch_norm_group,
         dtype=jnp.dtype(model.dtype),
+        param_dtype=jnp.promote_types(model.dtype, jnp.float32),
     )
 
 
@@ -134,7 +135,7 @@ def make_train_step(
 
         (loss, (batch_stats, sums)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         new_row = state.step % config.log_every == 0
         state = TrainState(
             step=state.step + 1,

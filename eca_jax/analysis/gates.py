@@ -1,0 +1,49 @@
+"""The channel weights that a network gives to its images."""
+
+import jax
+from flax import nnx
+
+from eca_jax.models.base import Backbone
+from eca_jax.nn.attention import ChannelGate, squeeze
+
+
+def channel_gates(model: Backbone, images: jax.Array) -> dict[str, jax.Array]:
+    """The gates of every block for every image.
+
+    Args:
+      model: a network whose attention is a channel gate (ECA, ECA-NS, SE), in evaluation mode.
+      images: normalised, (b, h, w, 3).
+
+    Returns:
+      The block's name ('layer1.0', in the order of the network) -> its gates (b, c), float32 in (0, 1). Empty for a
+      network without channel gates.
+    """
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def run(state: nnx.State, images: jax.Array) -> dict[str, jax.Array]:
+        model = nnx.merge(graphdef, state)
+        gates = {}
+        for path, block in list(nnx.iter_modules(model)):
+            if isinstance(getattr(block, "attn", None), ChannelGate):
+                block.attn = _Recorder(block.attn, ".".join(map(str, path)), gates)
+        model.features(images)
+        return gates
+
+    # jit sorts the keys of a dict: the order of the network is that of the paths.
+    gates = run(state, images)
+    order = [".".join(map(str, path)) for path, _ in nnx.iter_modules(model)]
+    return {name: gates[name] for name in sorted(gates, key=order.index)}
+
+
+class _Recorder(nnx.Module):
+    """Stands in an attention slot, and notes the gates that pass."""
+
+    def __init__(self, attn: ChannelGate, name: str, gates: dict[str, jax.Array]):
+        self.attn = attn
+        self.note = nnx.static(lambda gate: gates.__setitem__(name, gate))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = self.attn.gate(squeeze(x))
+        self.note(gate)
+        return x * gate.astype(x.dtype)[:, None, None, :]
