@@ -9,7 +9,7 @@ from eca_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from eca_jax.data.preprocess import PreprocessConfig
 
 config = Config(
-    model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.5),
+    model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.25),
     data=DataConfig(name="digits", eval_split="test", num_threads=2),
     preprocess=PreprocessConfig(
         image_size=8,
@@ -22,7 +22,7 @@ config = Config(
     ),
     optim=OptimConfig(lr=0.1, weight_decay=5e-4, schedule="cosine", warmup_epochs=2),
     batch_size=64,
-    epochs=24,
+    epochs=30,
     log_every=50,
     workdir="runs/digits",
 )
