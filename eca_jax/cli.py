@@ -87,6 +87,9 @@ def main(args: Sequence[str] | None = None) -> int:
     command = commands.add_parser("prepare", help="download a TFDS data set and write it as ArrayRecord, once")
     command.add_argument("dataset", help="a TFDS name, e.g. cifar10 or imagenet2012")
     command.add_argument("--data-dir", help="default: TFDS's own (TFDS_DATA_DIR, ~/tensorflow_datasets)")
+    command.add_argument(
+        "--convert-to", metavar="DIR", help="copy one that was prepared as TFRecord into this data-dir"
+    )
     command.set_defaults(function=_prepare)
 
     parsed = parser.parse_args(args)
@@ -118,7 +121,10 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from eca_jax.data.sources import prepare
+    from eca_jax.data.prepare import convert, prepare
 
-    print(f"prepared in {prepare(args.dataset, args.data_dir)}")
+    if args.convert_to:
+        print(f"converted into {convert(args.dataset, args.data_dir, args.convert_to)}")
+    else:
+        print(f"prepared in {prepare(args.dataset, args.data_dir)}")
     return EXIT_OK

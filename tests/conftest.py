@@ -13,7 +13,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
 # start see one device again (tests/commands.py).
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
-from eca_jax.data.sources import prepare
+from eca_jax.data.prepare import prepare
 
 
 @pytest.fixture(scope="session", autouse=True)

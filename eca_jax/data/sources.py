@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.registered import DatasetNotFoundError
 
-from eca_jax.data.digits import Digits
+from eca_jax.data.prepare import prepare, tfds_builder
 from eca_jax.errors import EcaJaxError, nearest
 
 FOLDER = "folder:"
@@ -83,19 +82,6 @@ class TfdsRecords:
         return example[self.image_key], int(example[self.label_key])
 
 
-def tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    """The builder of a data set, prepared or not."""
-    if name == "digits":
-        return Digits(data_dir=data_dir, file_format="array_record")
-    try:
-        return tfds.builder(name, data_dir=data_dir)
-    except DatasetNotFoundError:
-        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
-        raise EcaJaxError(
-            f"data.name: unknown data set {name!r}.{nearest(name, known)[:300]} Or folder:/path."
-        ) from None
-
-
 def _open_tfds(name: str, split: str, data_dir: str | None) -> Source:
     builder: Any = tfds_builder(name, data_dir)
     if name == "digits" and not builder.info.splits:
@@ -109,9 +95,9 @@ def _open_tfds(name: str, split: str, data_dir: str | None) -> Source:
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise EcaJaxError(
             f"data set {name!r} in {builder.data_path} was prepared as {builder.info.file_format.value}, which has no "
-            "random access; convert it to ArrayRecord once: `pip install 'eca-jax[prepare]'` and "
-            f"`tfds convert_format --dataset_version_dir={builder.data_path} --out_file_format=array_record "
-            f"--out_dir=NEW_DATA_DIR/{builder.info.full_name}`, then set data.data_dir to NEW_DATA_DIR"
+            "random access; convert it once: `pip install 'eca-jax[prepare]'` and "
+            f"`eca-jax prepare {name} --data-dir {builder.data_dir_root} --convert-to NEW_DATA_DIR`, "
+            "then set data.data_dir to NEW_DATA_DIR"
         )
     features = builder.info.features
     image_key, label_key = builder.info.supervised_keys or ("", "")
@@ -124,28 +110,6 @@ def _open_tfds(name: str, split: str, data_dir: str | None) -> Source:
     except (ValueError, AssertionError) as error:
         raise EcaJaxError(f"data set {name!r}: cannot read split {split!r}: {error}") from error
     return Source(name, split, TfdsRecords(data_source, image_key, label_key), tuple(features[label_key].names))
-
-
-def prepare(name: str, data_dir: str | None = None) -> str:
-    """Downloads a data set where that is needed, and writes ArrayRecord; returns its directory.
-
-    TFDS needs TensorFlow to prepare most of them (the `prepare` extra), never for `digits`.
-    """
-    builder = tfds_builder(name, data_dir)
-    if builder.info.splits:
-        return str(builder.data_path)
-    tfds.disable_progress_bar()
-    try:
-        builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
-    except ModuleNotFoundError as error:
-        raise EcaJaxError(
-            f"preparing {name!r} needs the package {error.name}: pip install 'eca-jax[prepare]'"
-        ) from error
-    except OSError:
-        # Another process may have prepared it meanwhile: the last step is a rename onto the same directory.
-        if not tfds_builder(name, data_dir).info.splits:
-            raise
-    return str(builder.data_path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,13 +5,13 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from eca_jax.data.digits import png
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
+from tests.datasets import prepare_like
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -37,32 +37,6 @@ def test_digits_are_scikit_learn_s():
 
 def test_no_tensorflow():
     assert "tensorflow" not in sys.modules
-
-
-def prepare_like(name: str, directory, splits: dict[str, int], file_format: str = "array_record") -> None:
-    """Writes what TFDS's own builder of that name would: its version, configuration and features, and images made here."""
-    original = tfds.builder(name, data_dir=str(directory))
-    features = original.info.features
-
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = original.version
-        BUILDER_CONFIGS = [original.builder_config] if original.builder_config else []
-
-        def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=("image", "label"))
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(n) for split, n in splits.items()}
-
-        def _generate_examples(self, n):
-            shape = [side or 24 for side in features["image"].shape]
-            pixels = [np.full(shape[: 2 if shape[2] == 1 else 3], i) for i in range(n)]
-            for i in range(n):
-                example = {"image": png(pixels[i]), "label": i % features["label"].num_classes}
-                yield i, example | {key: f"file {i}" for key in features if key not in example}
-
-    Builder.name = name
-    Builder(data_dir=str(directory), file_format=file_format).download_and_prepare()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +72,7 @@ def test_tfrecord_is_answered_with_the_command_that_converts_it(tmp_path):
     prepare_like("mnist", tmp_path, {"train": 3})
     info = tmp_path / "mnist" / "3.0.1" / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(EcaJaxError, match=r"as tfrecord.*tfds convert_format --dataset_version_dir=.*/mnist/3.0.1"):
+    with pytest.raises(EcaJaxError, match=rf"as tfrecord.*`eca-jax prepare mnist --data-dir {tmp_path} --convert-to "):
         open_source("mnist", "train", str(tmp_path))
 
 
