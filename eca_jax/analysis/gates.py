@@ -1,5 +1,7 @@
 """The channel weights that a network gives to its images."""
 
+from typing import Any
+
 import jax
 from flax import nnx
 
@@ -24,7 +26,8 @@ def channel_gates(model: Backbone, images: jax.Array) -> dict[str, jax.Array]:
     def run(state: nnx.State, images: jax.Array) -> dict[str, jax.Array]:
         model = nnx.merge(graphdef, state)
         gates = {}
-        for path, block in list(nnx.iter_modules(model)):
+        blocks: list[tuple[Any, Any]] = list(nnx.iter_modules(model))
+        for path, block in blocks:
             if isinstance(getattr(block, "attn", None), ChannelGate):
                 block.attn = _Recorder(block.attn, ".".join(map(str, path)), gates)
         model.features(images)

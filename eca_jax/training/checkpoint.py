@@ -9,8 +9,10 @@ RUN/checkpoints/STEP/      `state` (arrays), `run` (configuration, class names),
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
+import absl.logging
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
@@ -20,6 +22,10 @@ from eca_jax.errors import EcaJaxError
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+
+# Orbax warns of what is so on purpose: checkpoints between two evaluations have no metrics, readers are read-only.
+ON_PURPOSE = re.compile("did not provide metrics|read_only=True|directory is read only")
+absl.logging.get_absl_logger().addFilter(lambda record: not ON_PURPOSE.search(record.getMessage()))
 
 
 def _top1(metrics: dict[str, float]) -> float:
