@@ -23,9 +23,7 @@ MODELS = ("resnet18", "se_resnet18", "eca_resnet18")
 def parameters(name: str, width_multiplier: float) -> int:
     """Trainable parameters, from shapes."""
     model = nnx.eval_shape(
-        lambda: create_model(
-            name, num_classes=10, rngs=nnx.Rngs(0), small_stem=True, width_multiplier=width_multiplier
-        )
+        lambda: create_model(name, num_classes=10, rngs=nnx.Rngs(0), small_stem=True, width_multiplier=width_multiplier)
     )
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
