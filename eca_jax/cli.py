@@ -4,6 +4,7 @@ Imports of what takes long to load stand inside the commands that need it.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,8 +14,8 @@ from eca_jax.errors import EcaJaxError
 
 EXIT_OK = 0
 EXIT_USAGE = 2
-EXIT_SIGTERM = 128 + 15
-"""What a shell reports of a process that SIGTERM ended: a scheduler starts an unfinished run again."""
+EXIT_SIGNAL = 128
+"""Plus the signal's number: what a shell reports of a process that ended by it. A scheduler starts such a run again."""
 DEFAULT_CONFIG = "configs/digits.py"
 DEFAULT_RUN = "runs/digits"
 
@@ -27,10 +28,13 @@ def guarded(command: Callable[[], int]) -> int:
     except (EcaJaxError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_SIGNAL + signal.SIGINT
 
 
 def train_main(args: Sequence[str] | None = None) -> int:
-    """`train.py [--config FILE] [--FIELD VALUE ...]`: 0 when the run is complete, 143 when SIGTERM stopped it."""
+    """`train.py [--config FILE] [--FIELD VALUE ...]`: 0 when the run is complete, 143 or 130 after a signal."""
     return guarded(lambda: _train(args))
 
 
@@ -57,9 +61,10 @@ def _train(args: Sequence[str] | None) -> int:
     result = train(config)
     say = print if jax.process_index() == 0 else (lambda _: None)
     if not result.finished:
-        say(f"stopped by SIGTERM at step {result.step} of {result.total_steps}; the same command continues the run")
+        number = signal.Signals(result.signal or signal.SIGTERM)
+        say(f"stopped by {number.name} at step {result.step} of {result.total_steps}; the same command continues it")
         say(f"checkpoint: {result.checkpoint}")
-        return EXIT_SIGTERM
+        return EXIT_SIGNAL + number
     if result.new_steps == 0:
         say(f"nothing left to do: {config.workdir} is at step {result.step} of {result.total_steps}; see --epochs")
     if result.evaluation:
@@ -81,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> int:
     command = commands.add_parser("predict", help="print the most probable classes of image files")
     command.add_argument("images", nargs="+", metavar="IMAGE")
     _add_run_arguments(command)
-    command.add_argument("--top", type=int, default=5, help="classes to print for each image (default: 5)")
+    command.add_argument("--top", type=_positive, default=5, help="classes to print for each image (default: 5)")
     command.set_defaults(function=_predict)
 
     command = commands.add_parser("prepare", help="download a TFDS data set and write it as ArrayRecord, once")
@@ -96,6 +101,12 @@ def main(args: Sequence[str] | None = None) -> int:
     return guarded(lambda: parsed.function(parsed))
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
+    return int(text)
+
+
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", default=DEFAULT_RUN, help=f"the workdir of a training run (default: {DEFAULT_RUN})")
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or the number of a step")
@@ -106,7 +117,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     from eca_jax.training.writers import describe
 
     step, metrics = evaluate_run(args.run, which=args.checkpoint, split=args.split)
-    print(f"{args.run}, step {step}: {describe(metrics)}")
+    on = f", split {args.split!r}" if args.split is not None else ""
+    print(f"{args.run}, step {step}{on}: {describe(metrics)}")
     return EXIT_OK
 
 

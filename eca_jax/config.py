@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import pathlib
 import runpy
 
@@ -18,7 +19,7 @@ SCHEDULES = ("step", "cosine", "exponential", "constant")
 
 
 def _positive(name: str, value: float) -> None:
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise EcaJaxError(f"{name}: expected a positive number, got {value}")
 
 
@@ -101,14 +102,17 @@ class OptimConfig:
         for name, value in {"momentum": self.momentum, "label_smoothing": self.label_smoothing}.items():
             if not 0 <= value < 1:
                 raise EcaJaxError(f"optim.{name}: expected 0 <= {name} < 1, got {value}")
-        for name, value in {"weight_decay": self.weight_decay, "warmup_epochs": self.warmup_epochs}.items():
-            if value < 0:
-                raise EcaJaxError(f"optim.{name}: expected 0 or more, got {value}")
+        for name in ("weight_decay", "warmup_epochs", "drop_factor", "decay_per_epoch"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise EcaJaxError(f"optim.{name}: expected 0 or more, got {getattr(self, name)}")
+        if any(epoch < 1 for epoch in self.drop_epochs):
+            raise EcaJaxError(f"optim.drop_epochs: expected epochs of at least 1, got {self.drop_epochs}")
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When the state is saved, and how much of it is kept. The best of the held-out top-1 is always kept."""
+    """When the state is saved, and how much of it is kept. Of the steps that are saved and evaluated, the best held-out
+    top-1 is always kept."""
 
     every_epochs: int = 1
     """The last step is always saved."""
@@ -137,6 +141,8 @@ class ClusterConfig:
         given = [value is not None for value in (self.coordinator, self.num_processes, self.process_id)]
         if any(given) and not all(given):
             raise EcaJaxError("cluster: coordinator, num_processes and process_id go together; leave out all or none")
+        if self.num_processes is not None and not 0 <= (self.process_id or 0) < self.num_processes:
+            raise EcaJaxError(f"cluster.process_id: expected 0 to {self.num_processes - 1}, got {self.process_id}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +173,8 @@ class Config:
     def __post_init__(self):
         for name in ("batch_size", "epochs", "log_every", "eval_every_epochs"):
             _positive(name, getattr(self, name))
+        if not 0 <= self.seed < 2**32:
+            raise EcaJaxError(f"seed: expected 0 to 2**32 - 1, got {self.seed}")
         group = self.model.batch_norm_group
         if group is not None and self.batch_size % group:
             raise EcaJaxError(
@@ -233,10 +241,16 @@ def load_config(path: str) -> Config:
     """The `config` that a Python file defines. The file is run: only load your own."""
     file = pathlib.Path(path)
     if not file.is_file():
-        others = [str(other) for other in sorted(file.parent.glob("*.py"))]
+        others = [str(other) for other in sorted((file if file.is_dir() else file.parent).glob("*.py"))]
         near = difflib.get_close_matches(path, others, n=3) or others
         raise EcaJaxError(f"--config: there is no file {path}; there are: {', '.join(near) or 'none'}")
-    config = runpy.run_path(str(file)).get("config")
+    try:
+        config = runpy.run_path(str(file)).get("config")
+    except EcaJaxError:
+        raise
+    except Exception as error:  # it is the user's program: anything can go wrong in it
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise EcaJaxError(f"--config: {path}{where}: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
         raise EcaJaxError(f"--config: {path} must define `config = Config(...)`, got {type(config).__name__}")
-    return config
+    return from_dict(to_dict(config))  # checks the types

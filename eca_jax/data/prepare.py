@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 import tqdm
+from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core.file_adapters import ADAPTER_FOR_FORMAT, convert_path_to_file_format
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
@@ -22,10 +23,14 @@ ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 
 def tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """The builder of a data set, prepared or not."""
-    if name == "digits":
-        return Digits(data_dir=data_dir, file_format="array_record")
     try:
+        if name == "digits":
+            return Digits(data_dir=data_dir, file_format="array_record")
         return tfds.builder(name, data_dir=data_dir)
+    except ParseError as error:
+        raise EcaJaxError(
+            f"data set {name!r}: its dataset_info.json is damaged ({error}); remove its directory and prepare it anew"
+        ) from error
     except DatasetNotFoundError:
         known = ["digits", *tfds.list_builders(with_community_datasets=False)]
         raise EcaJaxError(

@@ -106,9 +106,13 @@ def _open_tfds(name: str, split: str, data_dir: str | None) -> Source:
         raise EcaJaxError(f"data set {name!r} is not for image classification: its features are {features}")
     _check_split(name, split, list(builder.info.splits))
     try:
+        if builder.info.splits[split].num_examples <= 0:
+            raise EcaJaxError(f"data set {name!r}: split {split!r} has no examples")
         data_source = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
+    except EcaJaxError:
+        raise
     except (ValueError, AssertionError) as error:
-        raise EcaJaxError(f"data set {name!r}: cannot read split {split!r}: {error}") from error
+        raise EcaJaxError(f"data set {name!r}: cannot read split {split!r}: {_one_line(error)}") from error
     return Source(name, split, TfdsRecords(data_source, image_key, label_key), tuple(features[label_key].names))
 
 
@@ -141,13 +145,17 @@ def _open_folder(name: str, split: str) -> Source:
     else:
         roots = {path.name: path for path in _visible(root) if path.is_dir()}
         _check_split(name, split, sorted(roots))
+    if not wanted:
+        raise EcaJaxError(
+            f"data set {name!r}: cannot read split {split!r}; expected one such as 'train' or 'train[:90%]'"
+        )
     found = {s: _scan(roots[s]) for s in sorted(wanted)}
     class_names = {s: tuple(classes) for s, classes in found.items()}
     names = next(iter(class_names.values()))
     if any(other != names for other in class_names.values()):
         raise EcaJaxError(f"data set {name!r}: the splits of {split!r} have different class folders: {class_names}")
 
-    examples = {}
+    examples: dict[str, list[tuple[pathlib.Path, int]]] = {}
     for s, classes in found.items():
         examples[s] = [(file, label) for label, files in enumerate(classes.values()) for file in files]
         if roots[s] == root:
@@ -156,7 +164,7 @@ def _open_folder(name: str, split: str) -> Source:
         sizes = {s: tfds.core.SplitInfo(name=s, shard_lengths=[len(e)], num_bytes=0) for s, e in examples.items()}
         instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
     except (ValueError, AssertionError) as error:
-        raise EcaJaxError(f"data set {name!r}: cannot read split {split!r}: {error}") from error
+        raise EcaJaxError(f"data set {name!r}: cannot read split {split!r}: {_one_line(error)}") from error
     chosen = [e for i in instructions for e in examples[i.splitname][i.from_ : i.to]]
     if not chosen:
         raise EcaJaxError(f"data set {name!r}: split {split!r} has no images")
@@ -166,6 +174,9 @@ def _open_folder(name: str, split: str) -> Source:
 
 def _scan(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     """The image files of every class folder, both in the order of their names; hidden files do not count."""
+    stray = next((path for path in _visible(root) if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES), None)
+    if stray is not None:
+        raise EcaJaxError(f"{stray} is in no class folder: expected {root}/CLASS/image.jpg; move or remove it")
     classes = {folder.name: _visible(folder) for folder in _visible(root) if folder.is_dir()}
     if not classes:
         raise EcaJaxError(f"{root} has no class folders: expected {root}/CLASS/image.jpg")
@@ -183,6 +194,10 @@ def _scan(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
 
 def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _split_names(split: str) -> set[str]:

@@ -6,13 +6,17 @@ RUN/tensorboard/
 RUN/checkpoints/STEP/      `state` (arrays), `run` (configuration, class names), `metrics`
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import absl.logging
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
@@ -37,6 +41,7 @@ class Checkpoints:
 
     def __init__(self, run: str | pathlib.Path, keep: int = 1, *, read_only: bool = False):
         self.directory = pathlib.Path(run).absolute() / CHECKPOINTS
+        self._check_metrics()
         newest = checkpoint_managers.LatestN(keep)
         best = checkpoint_managers.BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
@@ -55,6 +60,21 @@ class Checkpoints:
 
     def __exit__(self, *_) -> None:
         self._manager.close()
+
+    def _check_metrics(self) -> None:
+        """Orbax reads the metrics of all checkpoints when it starts, and does not say which one it cannot read."""
+        for file in sorted(self.directory.glob("*/metrics/metrics")):
+            try:
+                json.loads(file.read_text())
+            except ValueError as error:
+                raise self._damaged(file.parents[1], error) from error
+
+    @staticmethod
+    def _damaged(path: pathlib.Path, error: Exception) -> EcaJaxError:
+        return EcaJaxError(
+            f"cannot read the checkpoint {path}: it is damaged or not of eca_jax; remove that directory to go on from "
+            f"the one before ({str(error)[:200]})"
+        )
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
@@ -99,23 +119,40 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, OSError) as error:
-            raise EcaJaxError(
-                f"cannot read the checkpoint {self.path(step)} ({error}): it is damaged or not of eca_jax; "
-                "remove that directory to go on from the one before"
-            ) from error
+            raise self._damaged(self.path(step), error) from error
 
 
-def claim_directory(run: pathlib.Path) -> None:
+def claim_directory(run: pathlib.Path, config: Config) -> None:
     """Makes the run directory, or refuses one that holds something else."""
     if run.exists() and not run.is_dir():
         raise EcaJaxError(f"workdir: {run} is a file; expected a directory")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EcaJaxError(
+            f"workdir: cannot make the directory {run} ({error.strerror}); choose another --workdir"
+        ) from error
     foreign = [] if (run / CONFIG_FILE).is_file() else [p.name for p in run.glob("*") if not p.name.startswith(".")]
     if foreign:
         raise EcaJaxError(
             f"workdir: {run} holds {', '.join(sorted(foreign)[:3])} and no {CONFIG_FILE}, so it is no run of eca_jax: "
             "choose an empty or new directory with --workdir"
         )
-    run.mkdir(parents=True, exist_ok=True)
+    if not (run / CONFIG_FILE).is_file() and jax.process_index() == 0:
+        write_config(run, config)
+
+
+@contextlib.contextmanager
+def locked(run: pathlib.Path) -> Iterator[None]:
+    """Keeps a second process that is given the same run directory from writing into it."""
+    with (run / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EcaJaxError(
+                f"workdir: another process is training in {run}; wait for it or choose another --workdir"
+            ) from None
+        yield
 
 
 def write_config(run: pathlib.Path, config: Config) -> None:
@@ -125,12 +162,16 @@ def write_config(run: pathlib.Path, config: Config) -> None:
     os.replace(temporary, run / CONFIG_FILE)
 
 
-def check_continues(checkpoints: Checkpoints, step: int, config: Config, class_names: tuple[str, ...]) -> None:
-    """Refuses a configuration or a data set that is not the one of the checkpoint."""
-    run = checkpoints.read_run(step)
-    changed = differences(from_dict(run["config"]), config)
-    if tuple(run["class_names"]) != class_names:
-        changed.append(f"classes of the data set: {len(run['class_names'])} -> {len(class_names)}, or other names")
+def check_continues(checkpoints: Checkpoints, step: int, run: dict) -> None:
+    """Refuses a configuration or a data set that is not the one of the checkpoint; `run` is as `save` takes it."""
+    saved = checkpoints.read_run(step)
+    changed = differences(from_dict(saved["config"]), from_dict(run["config"]))
+    if saved["num_examples"] != run["num_examples"]:
+        changed.append(f"training examples: {saved['num_examples']} -> {run['num_examples']}")
+    if saved["class_names"] != run["class_names"]:
+        changed.append(
+            f"classes of the data set: {len(saved['class_names'])} -> {len(run['class_names'])}, or other names"
+        )
     if changed:
         raise EcaJaxError(
             f"the configuration differs from the checkpoint {checkpoints.path(step)} that would be continued: "

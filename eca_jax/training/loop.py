@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import pathlib
 import signal
+import sys
 import threading
 from collections.abc import Callable
 
@@ -28,6 +29,7 @@ from eca_jax.training.checkpoint import (
     check_continues,
     choose_step,
     claim_directory,
+    locked,
     open_run,
     write_config,
 )
@@ -103,6 +105,16 @@ def build_program(config: Config, mesh: Mesh, *, num_examples: int, num_classes:
     )
 
 
+def epochs_ended(step: int, num_examples: int, batch_size: int) -> int:
+    """How many epochs are over after `step` steps: epoch e ends with step e * num_examples // batch_size."""
+    return ((step + 1) * batch_size - 1) // num_examples
+
+
+def description(config: Config, source: Source) -> dict:
+    """What a checkpoint says of its run, besides the arrays."""
+    return {"config": to_dict(config), "class_names": list(source.class_names), "num_examples": len(source)}
+
+
 def total_steps(config: Config, num_examples: int) -> int:
     """Whole batches in `epochs` passes over the examples; a batch may reach across the end of an epoch."""
     return config.epochs * num_examples // config.batch_size
@@ -119,6 +131,8 @@ class Result:
     checkpoint: pathlib.Path
     new_steps: int = 0
     """Steps done by this call."""
+    signal: int | None = None
+    """What stopped the call before the end: SIGTERM or SIGINT."""
 
     @property
     def finished(self) -> bool:
@@ -128,8 +142,8 @@ class Result:
 def train(config: Config) -> Result:
     """Trains to the end of the configuration, from the newest checkpoint in its workdir if there is one.
 
-    Returns early, with the state saved, when the process gets SIGTERM. All processes of a cluster call it; they have to
-    have joined before (`initialize_cluster`).
+    Returns early, with the state saved, when the process gets SIGTERM or a first SIGINT (Ctrl-C). All processes of a
+    cluster call it; they have to have joined before (`initialize_cluster`).
 
     Raises:
       EcaJaxError: what the user can mend; a loss that is not finite, with the step and the last good checkpoint.
@@ -139,9 +153,13 @@ def train(config: Config) -> Result:
     eval_source = open_source(config.data.name, config.data.eval_split, config.data.data_dir)
     if train_source.class_names != eval_source.class_names:
         raise EcaJaxError(
-            f"data set {config.data.name!r}: the split {config.data.train_split!r} has the classes "
-            f"{train_source.class_names[:5]}..., {config.data.eval_split!r} {eval_source.class_names[:5]}...; "
-            "expected the same"
+            f"data set {config.data.name!r}: the splits {config.data.train_split!r} and {config.data.eval_split!r} "
+            f"do not have the same classes: "
+            f"{_class_difference(train_source.class_names, eval_source.class_names)}"
+        )
+    if len(train_source.class_names) < 2:
+        raise EcaJaxError(
+            f"data set {config.data.name!r} has the classes {', '.join(train_source.class_names)}; expected 2 or more"
         )
     total = total_steps(config, len(train_source))
     if total == 0:
@@ -152,19 +170,21 @@ def train(config: Config) -> Result:
     program = build_program(config, mesh, num_examples=len(train_source), num_classes=len(train_source.class_names))
 
     run = pathlib.Path(config.workdir)
-    claim_directory(run)
+    claim_directory(run, config)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all processes have seen the run directory")
     with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(locked(run))
         checkpoints = stack.enter_context(Checkpoints(run, config.checkpoint.keep))
         start = checkpoints.latest() or 0
         if start:
-            check_continues(checkpoints, start, config, train_source.class_names)
+            check_continues(checkpoints, start, description(config, train_source))
         if start >= total:
             return Result(start, total, checkpoints.metrics(start), checkpoints.path(start))
         if jax.process_index() == 0:
-            write_config(run, config)
             writer = Writer(run, start=start, total=total, batch_size=config.batch_size)
+            write_config(run, config)
         else:
             writer = NoWriter()
         stack.enter_context(writer)
@@ -189,9 +209,7 @@ def _fit(
         writer.say(f"continuing {config.workdir} at step {start} of {total}")
     else:
         state = program.init()
-    run = {"config": to_dict(config), "class_names": list(train_source.class_names)}
-    examples = len(train_source)
-    epoch_ends = {epoch * examples // config.batch_size: epoch for epoch in range(1, config.epochs + 1)}
+    run, examples = description(config, train_source), len(train_source)
     batches = train_batches(
         train_source,
         config.preprocess,
@@ -212,10 +230,15 @@ def _fit(
             loss.block_until_ready()
             writer.restart_clock(step)  # compilation is not training
 
-        last, epoch, stopping = step == total, epoch_ends.get(step, 0), stop.requested(step)
+        last, stopping = step == total, stop.requested(step)
+        epochs = [epochs_ended(s, examples, config.batch_size) for s in (step - 1, step)]
+
+        def every(n: int, epochs=epochs) -> bool:
+            return epochs[1] // n > epochs[0] // n
+
         due_log = last or step % config.log_every == 0
-        due_eval = last or (epoch and epoch % config.eval_every_epochs == 0)
-        due_save = last or stopping or (epoch and epoch % config.checkpoint.every_epochs == 0)
+        due_eval = last or every(config.eval_every_epochs)
+        due_save = last or stopping or every(config.checkpoint.every_epochs)
         due_save = due_save or (config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0)
         if not (due_log or due_eval or due_save):
             continue
@@ -239,7 +262,7 @@ def _fit(
         if stopping:
             break
     checkpoints.wait()
-    return Result(step, total, metrics, checkpoints.path(step), new_steps=step - start)
+    return Result(step, total, metrics, checkpoints.path(step), new_steps=step - start, signal=stop.received)
 
 
 def evaluate(config: Config, program: Program, state: TrainState, source: Source) -> dict[str, float]:
@@ -259,16 +282,27 @@ def evaluate(config: Config, program: Program, state: TrainState, source: Source
 
 
 def evaluate_run(run: str, *, which: str = "latest", split: str | None = None) -> tuple[int, dict[str, float]]:
-    """Scores a checkpoint of a run on the held-out split of its configuration, or another: (step, metrics)."""
+    """Scores a checkpoint of a run on the held-out split of its configuration, or another: (step, metrics).
+
+    The batches are as large as in training, rounded up to what the devices here can share.
+    """
     with open_run(run) as checkpoints:
         step = choose_step(checkpoints, which)
         saved = checkpoints.read_run(step)
         config, class_names = from_dict(saved["config"]), tuple(saved["class_names"])
-        source = open_source(config.data.name, split or config.data.eval_split, config.data.data_dir)
+        split = config.data.eval_split if split is None else split
+        source = open_source(config.data.name, split, config.data.data_dir)
         if source.class_names != class_names:
-            raise EcaJaxError(f"data set {source.name!r} has other classes than the run {run}")
+            raise EcaJaxError(
+                f"data set {source.name!r}, split {split!r}, has other classes than the run {run}: "
+                f"{_class_difference(class_names, source.class_names)}"
+            )
         mesh = make_mesh()
-        program = build_program(config, mesh, num_examples=len(source), num_classes=len(class_names))
+        batch_size = -(-config.batch_size // mesh.size) * mesh.size
+        config = dataclasses.replace(
+            config, batch_size=batch_size, model=dataclasses.replace(config.model, batch_norm_group=None)
+        )
+        program = build_program(config, mesh, num_examples=saved["num_examples"], num_classes=len(class_names))
         state = checkpoints.read_state(step, program.abstract_state)
         return step, evaluate(config, program, state, source)
 
@@ -280,7 +314,10 @@ def load_run(run: str | pathlib.Path, which: str = "latest") -> tuple[Backbone, 
         saved = checkpoints.read_run(step)
         config, class_names = from_dict(saved["config"]), tuple(saved["class_names"])
         program = build_program(
-            config, make_mesh(jax.local_devices()[:1]), num_examples=1, num_classes=len(class_names)
+            config,
+            make_mesh(jax.local_devices()[:1]),
+            num_examples=saved["num_examples"],
+            num_classes=len(class_names),
         )
         state = checkpoints.read_state(step, program.abstract_state)
     return nnx.merge(program.network.eval, state.params, state.batch_stats), config, class_names
@@ -304,29 +341,45 @@ class InFlight:
 
 
 class StopSignal:
-    """Notices SIGTERM (a preemption) while it is entered; all processes of a cluster agree on the step."""
+    """Notices SIGTERM (a preemption) and the first Ctrl-C while it is entered; a second Ctrl-C interrupts at once.
+
+    In a cluster JAX's own preemption service listens for SIGTERM, and all processes agree on the step.
+    """
 
     def __init__(self):
-        self._received = False
-        self._previous = None
+        self.received: int | None = None
+        self._previous = {}
 
     def __enter__(self) -> "StopSignal":
-        # In a cluster JAX's own preemption service listens, and tells the other processes.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._receive)
+            self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _receive(self, *_) -> None:
-        self._received = True
+    def _receive(self, number: int, _) -> None:
+        self.received = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
+            print("stopping after this step; Ctrl-C once more stops at once", file=sys.stderr)
 
     def requested(self, step: int) -> bool:
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._received
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.received = signal.SIGTERM
+        return self.received is not None
+
+
+def _class_difference(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
+    missing, new = sorted({*expected} - {*found}), sorted({*found} - {*expected})
+    if not missing and not new:
+        return "they are in another order"
+    return "; ".join(
+        f"{len(names)} only in the {which}: {', '.join(names[:5])}"
+        for which, names in (("first", missing), ("second", new))
+        if names
+    )
 
 
 def _not_finite(program: Program, checkpoints: Checkpoints, step: int, last_good: int) -> EcaJaxError:

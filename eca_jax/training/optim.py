@@ -1,12 +1,14 @@
 """The learning rate as a function of the step, and SGD as the paper uses it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from eca_jax.config import OptimConfig
+from eca_jax.errors import EcaJaxError
 
 Schedule = Callable[[Any], Any]
 """step (from 0) -> learning rate."""
@@ -15,12 +17,22 @@ Schedule = Callable[[Any], Any]
 def learning_rate(config: OptimConfig, *, num_examples: int, batch_size: int, total_steps: int) -> Schedule:
     """step -> rate. Drops and decays count epochs from the start of the run, warm-up included."""
     warmup = round(config.warmup_epochs * num_examples / batch_size)
-    drops = {epoch * num_examples // batch_size: config.drop_factor for epoch in config.drop_epochs}
+    if warmup > total_steps:
+        raise EcaJaxError(
+            f"optim.warmup_epochs: {config.warmup_epochs} epochs are {warmup} of the run's {total_steps} steps, so "
+            "the rate would never reach optim.lr; use a shorter warm-up or more epochs"
+        )
+
+    def decay(factor: float, epochs: Iterable[int]) -> Schedule:
+        """Times `factor` at the end of each of these epochs."""
+        ends = np.asarray(sorted(epoch * num_examples // batch_size for epoch in epochs), np.int32)
+        return lambda step: config.lr * factor ** jnp.searchsorted(ends, step, side="right")
+
     cosine = optax.cosine_decay_schedule(config.lr, max(total_steps - warmup, 1))
     schedules: dict[str, Schedule] = {
         "constant": lambda step: config.lr,
-        "step": optax.piecewise_constant_schedule(config.lr, drops),
-        "exponential": lambda step: config.lr * config.decay_per_epoch ** jnp.floor(step * (batch_size / num_examples)),
+        "step": decay(config.drop_factor, config.drop_epochs),
+        "exponential": decay(config.decay_per_epoch, range(1, total_steps * batch_size // num_examples + 2)),
         "cosine": lambda step: cosine(jnp.maximum(step - warmup, 0)),
     }
     schedule = schedules[config.schedule]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from eca_jax.data.preprocess import PreprocessConfig, eval_image
 from eca_jax.errors import EcaJaxError
@@ -39,5 +40,9 @@ def read_image(file: str, config: PreprocessConfig) -> np.ndarray:
         return eval_image(pathlib.Path(file).read_bytes(), config)
     except FileNotFoundError:
         raise EcaJaxError(f"there is no file {file}") from None
-    except Exception as error:  # whatever a decoder says of foreign bytes
+    except IsADirectoryError:
+        raise EcaJaxError(f"{file} is a directory; give image files, such as {file}/*.jpg") from None
+    except Image.UnidentifiedImageError:
+        raise EcaJaxError(f"cannot read {file} as an image: no known image format") from None
+    except Exception as error:  # whatever a decoder says of damaged bytes
         raise EcaJaxError(f"cannot read {file} as an image: {error}") from error

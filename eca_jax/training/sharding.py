@@ -55,6 +55,11 @@ def state_shardings(mesh: Mesh, abstract_state, rules: Rules = ()):
     Paths read `params/layer1/0/conv1/kernel`; the optimiser's momentum of a parameter ends in the same path, so one
     rule serves both.
     """
+    for pattern, _ in rules:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise EcaJaxError(f"sharding_rules: {pattern!r} is not a regular expression: {error}") from error
     unused = {pattern for pattern, _ in rules}
 
     def sharding(path, leaf) -> NamedSharding:

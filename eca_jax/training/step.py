@@ -12,8 +12,10 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.typing import DTypeLike
 
 from eca_jax.config import Config
 from eca_jax.data.loader import Batch
@@ -36,7 +38,7 @@ class TrainState:
     batch_stats: nnx.State
     opt_state: optax.OptState
     sums: Sums
-    """Of the steps since the last log row."""
+    """Of the steps since the last that `log_every` divides."""
     first_bad_step: jax.Array
     """int32: the first step whose loss or gradient was not finite; -1 while there is none."""
 
@@ -62,8 +64,13 @@ def build_model(config: Config, num_classes: int, rngs: nnx.Rngs) -> Backbone:
         dropout=model.dropout,
         batch_norm_group=model.batch_norm_group,
         dtype=jnp.dtype(model.dtype),
-        param_dtype=jnp.promote_types(model.dtype, jnp.float32),
+        param_dtype=param_dtype(config),
     )
+
+
+def param_dtype(config: Config) -> np.dtype:
+    """Of parameters, statistics, and the images as they enter the network: float32 or wider."""
+    return jnp.promote_types(config.model.dtype, jnp.float32)
 
 
 def split(model: Backbone) -> tuple[nnx.GraphDef[Backbone], nnx.State, nnx.State]:
@@ -99,10 +106,10 @@ def zero_sums() -> Sums:
     return {name: jnp.zeros((), jnp.float32) for name in ("loss", "top1", "top5", "count")}
 
 
-def normalise(image: jax.Array, config: PreprocessConfig) -> jax.Array:
-    """uint8 (b, h, w, 3) -> float32, (image / 255 - mean) / std."""
-    mean, std = (jnp.asarray(value, jnp.float32) for value in (config.mean, config.std))
-    return (image.astype(jnp.float32) / 255 - mean) / std
+def normalise(image: jax.Array, config: PreprocessConfig, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """uint8 (b, h, w, 3) -> (image / 255 - mean) / std in `dtype`."""
+    mean, std = (jnp.asarray(value, dtype) for value in (config.mean, config.std))
+    return (image.astype(dtype) / 255 - mean) / std
 
 
 def score(logits: jax.Array, batch: Batch, losses: jax.Array) -> Sums:
@@ -123,11 +130,13 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
     """(state, global batch) -> (next state, loss). The loss is for waiting on the step: reading it is not needed."""
 
+    dtype = param_dtype(config)
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         def loss_fn(params):
             model = nnx.merge(network.train, params, state.batch_stats)
             dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-            logits = model(normalise(batch["image"], config.preprocess), rngs=nnx.Rngs(dropout=dropout_key))
+            logits = model(normalise(batch["image"], config.preprocess, dtype), rngs=nnx.Rngs(dropout=dropout_key))
             targets = jax.nn.one_hot(batch["label"], logits.shape[-1], dtype=logits.dtype)
             losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, config.optim.label_smoothing))
             _, _, batch_stats = split(model)
@@ -153,8 +162,10 @@ def make_train_step(
 def make_eval_step(config: Config, network: Network) -> Callable[[nnx.State, nnx.State, Batch, Sums], Sums]:
     """(parameters, batch statistics, batch, sums so far) -> sums with this batch."""
 
+    dtype = param_dtype(config)
+
     def eval_step(params: nnx.State, batch_stats: nnx.State, batch: Batch, sums: Sums) -> Sums:
-        logits = nnx.merge(network.eval, params, batch_stats)(normalise(batch["image"], config.preprocess))
+        logits = nnx.merge(network.eval, params, batch_stats)(normalise(batch["image"], config.preprocess, dtype))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         scores = score(logits, batch, losses)
         return {name: sums[name] + scores[name] for name in sums}

@@ -10,6 +10,8 @@ import time
 import tensorboardX
 import tqdm
 
+from eca_jax.errors import EcaJaxError
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -47,7 +49,15 @@ class Writer:
     @staticmethod
     def _keep_rows(path: pathlib.Path, start: int) -> None:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()  # torn by a crash
+        kept = []
+        for number, line in enumerate(lines, 1):
+            try:
+                if json.loads(line)["step"] <= start:
+                    kept.append(line)
+            except (ValueError, TypeError, KeyError) as error:
+                raise EcaJaxError(f"{path}, line {number}: {line[:40]!r} is not a row of metrics; remove it") from error
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text("".join(kept))
         os.replace(temporary, path)

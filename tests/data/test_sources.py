@@ -122,6 +122,10 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     with pytest.raises(EcaJaxError, match="nowhere is not a directory"):
         open_source(f"folder:{tmp_path}/nowhere", "train")
     make_folder(tmp_path)
+    (tmp_path / "train" / "stray.png").write_bytes(b"")
+    with pytest.raises(EcaJaxError, match=r"stray.png is in no class folder"):
+        open_source(f"folder:{tmp_path}", "train")
+    (tmp_path / "train" / "stray.png").unlink()
     (tmp_path / "train" / "empty").mkdir()
     with pytest.raises(EcaJaxError, match="empty has no images"):
         open_source(f"folder:{tmp_path}", "train")

@@ -157,20 +157,28 @@ def test_the_last_good_checkpoint_is_named_and_kept(tmp_path):
         train(configure(tmp_path, epochs=2, optim=OptimConfig(lr=0.1, schedule="constant")))
 
 
-def test_sigterm_saves_and_the_run_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on(tmp_path, monkeypatch, number):
     advance = Writer.advance
 
     def interrupt(self):
         advance(self)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Writer, "advance", interrupt)
     stopped = train(configure(tmp_path))
-    assert (stopped.step, stopped.finished, stopped.evaluation) == (1, False, None)
+    assert (stopped.step, stopped.finished, stopped.evaluation, stopped.signal) == (1, False, None, number)
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     result = train(configure(tmp_path))
     assert (result.step, result.new_steps) == (15, 14)
+
+
+def test_several_epochs_may_end_in_one_step(tmp_path):
+    data = dataclasses.replace(CONFIG.data, train_split="train[:24]")
+    train(configure(tmp_path, data=data, epochs=9, eval_every_epochs=2))  # steps end within epochs 3, 6 and 9
+    assert [row["step"] for row in rows(tmp_path) if row["kind"] == "eval"] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -221,5 +229,5 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     for file in (result.checkpoint / "state").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(EcaJaxError, match=r"cannot read the checkpoint .*/checkpoints/5 .*damaged"):
+    with pytest.raises(EcaJaxError, match=r"cannot read the checkpoint .*/checkpoints/5: it is damaged"):
         evaluate_run(str(tmp_path))

@@ -1,0 +1,122 @@
+"""The commands: one line for what the user can mend, and the exit status that says it."""
+
+import json
+
+import pytest
+
+from eca_jax import cli
+from tests.commands import TINY
+
+SMALL = [*TINY, "--epochs", "2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_cluster():
+    """JAX has started in this process, so it could not join one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eca_jax.training.sharding.initialize_cluster", lambda config: None)
+        yield
+
+
+def error(capsys) -> str:
+    return " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config", "configs/digit.py"], "there is no file configs/digit.py; there are: configs/digits.py"),
+        (["--data.name", "digit"], "unknown data set 'digit'. Did you mean digits"),
+        (["--data.eval-split", "tset"], "unknown split 'tset' in 'tset'. Did you mean test"),
+        (["--data.eval-split", "test[90:10%]"], "split 'test[90:10%]'"),
+        (["--data.eval-split", "test[:0]"], "split 'test[:0]' has no examples"),
+        (["--batch-size", "63"], "batch_size 63 is not a multiple of the 8 devices: use 56"),
+        (["--workdir", "/dev/null/run"], "workdir: cannot make the directory /dev/null/run"),
+        (["--optim.warmup-epochs", "9"], "optim.warmup_epochs: 9.0 epochs are 45 of the run's 10 steps"),
+    ],
+)
+def test_train_answers_bad_input_in_one_line(tmp_path, capsys, args, message):
+    assert cli.train_main([*SMALL, "--workdir", str(tmp_path / "run"), *args]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    assert message in printed
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--epoch", "3"], "--epochs"),
+        (["--epochs", "x"], "x"),
+        (["--model.attention.kernel-sizes", "4"], "expected an odd size of at least 1, got 4"),
+        (["--model.name", "eca_resnet5"], "Did you mean eca_resnet50"),
+    ],
+)
+def test_the_parser_names_what_it_cannot_take(capsys, args, message):
+    with pytest.raises(SystemExit) as exit_:
+        cli.train_main([*SMALL, *args])
+    assert exit_.value.code == 2
+    assert message in error(capsys)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data_dir):
+    workdir = tmp_path_factory.mktemp("cli") / "run"
+    sizes = ["--model.attention.kernel-sizes", "3"]
+    assert cli.train_main([*SMALL, *sizes, "--workdir", str(workdir)]) == 0
+    assert json.loads((workdir / "config.json").read_text())["model"]["attention"]["kernel_sizes"] == 3
+    return workdir
+
+
+def test_evaluate_and_predict(run, tmp_path, capsys):
+    from eca_jax.data.sources import open_source
+
+    data, _ = open_source("digits", "test")[0]
+    (tmp_path / "digit.png").write_bytes(data)
+    (tmp_path / "text.png").write_text("not an image")
+    assert cli.main(["evaluate", "--run", str(run)]) == 0
+    assert "of 100), top-5" in capsys.readouterr().out
+    assert cli.main(["evaluate", "--run", str(run), "--split", "test[:50]"]) == 0
+    assert "step 10, split 'test[:50]': top-1" in capsys.readouterr().out
+    assert cli.main(["predict", "--run", str(run), "--top", "3", str(tmp_path / "digit.png")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    for file, message in (
+        ("nowhere.png", "there is no file"),
+        ("", "is a directory"),
+        ("text.png", "text.png as an image"),
+    ):
+        assert cli.main(["predict", "--run", str(run), str(tmp_path / file)]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "--run", str(run), "--top", "0", str(tmp_path / "digit.png")])
+
+
+def test_damaged_files_of_a_run_are_named(run, tmp_path, capsys):
+    import shutil
+
+    damaged = tmp_path / "run"
+    shutil.copytree(run, damaged)
+    metrics = damaged / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([lines[0], '{"kind": "tr\n', *lines[2:]]))
+    command = [*SMALL, "--model.attention.kernel-sizes", "3", "--workdir", str(damaged), "--epochs", "3"]
+    assert cli.train_main(command) == 2
+    assert f"{metrics}, line 2: " in capsys.readouterr().err
+    (damaged / "checkpoints" / "10" / "metrics" / "metrics").write_text("")
+    assert cli.train_main(command) == 2
+    assert f"cannot read the checkpoint {damaged}/checkpoints/10: " in capsys.readouterr().err
+
+
+def test_a_second_process_in_the_same_run_directory_is_refused(run, capsys):
+    import fcntl
+
+    with (run / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert cli.train_main([*SMALL, "--model.attention.kernel-sizes", "3", "--workdir", str(run)]) == 2
+    assert "another process is training in" in capsys.readouterr().err
+
+
+def test_other_data_than_the_checkpoint_s_are_refused(run, capsys):
+    args = [*SMALL, "--model.attention.kernel-sizes", "3", "--workdir", str(run), "--data.train-split", "train[:328]"]
+    assert cli.train_main(args) == 2
+    assert "training examples: 320 -> 328" in capsys.readouterr().err

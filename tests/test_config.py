@@ -1,0 +1,103 @@
+"""What cannot work is refused when the configuration is made, by name and with what was expected."""
+
+import dataclasses
+import math
+import pathlib
+
+import pytest
+
+from eca_jax.config import (
+    ClusterConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    differences,
+    from_dict,
+    load_config,
+    to_dict,
+)
+from eca_jax.errors import EcaJaxError
+from eca_jax.nn.attention import AttentionConfig
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_the_configurations_load_and_survive_json(path):
+    config = load_config(str(path))
+    assert from_dict(to_dict(config)) == config
+    assert differences(config, from_dict(to_dict(config))) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ModelConfig(name="eca_resnet5"), "unknown model 'eca_resnet5'. Did you mean eca_resnet50"),
+        (
+            lambda: ModelConfig(dtype="float16"),
+            "model.dtype: expected one of float32, bfloat16, float64, got 'float16'",
+        ),
+        (lambda: ModelConfig(width_multiplier=0), "model.width_multiplier: expected a positive number, got 0"),
+        (lambda: AttentionConfig("ecaa"), "unknown attention 'ecaa'. Did you mean eca"),
+        (lambda: AttentionConfig(kernel_sizes=4), "expected an odd size of at least 1, got 4: .* use 3 or 5"),
+        (lambda: AttentionConfig(kernel_sizes=(3, 5, 6, 7)), "expected an odd size of at least 1, got 6"),
+        (lambda: AttentionConfig(kernel_sizes=3.0), "expected an odd whole number, got 3.0"),
+        (lambda: AttentionConfig(kernel_sizes=()), "one for each stage, got none"),
+        (lambda: AttentionConfig(kernel_sizes="adaptiv"), "unknown policy 'adaptiv'"),
+        (lambda: OptimConfig(schedule="cosin"), "optim.schedule: expected one of step, cosine"),
+        (lambda: OptimConfig(lr=math.inf), "optim.lr: expected a positive number, got inf"),
+        (lambda: OptimConfig(weight_decay=math.nan), "optim.weight_decay: expected 0 or more, got nan"),
+        (lambda: OptimConfig(drop_epochs=(0,)), "optim.drop_epochs: expected epochs of at least 1"),
+        (lambda: ClusterConfig(coordinator="host:1"), "go together"),
+        (lambda: ClusterConfig("host:1", num_processes=2, process_id=2), "process_id: expected 0 to 1, got 2"),
+        (lambda: DataConfig(num_threads=0), "data.num_threads: expected a positive number, got 0"),
+        (lambda: Config(seed=-1), "seed: expected 0 to"),
+        (lambda: Config(model=ModelConfig(batch_norm_group=48)), r"batch_size 256 is not a multiple .* 48: use 240"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused(make, message):
+    with pytest.raises(EcaJaxError, match=message):
+        make()
+
+
+def test_fields_of_another_version_and_wrong_types_are_named():
+    values = to_dict(Config())
+    with pytest.raises(EcaJaxError, match=r"unknown fields optim\.nesterov"):
+        from_dict(values | {"optim": values["optim"] | {"nesterov": True}})
+    with pytest.raises(EcaJaxError, match=r"config: Expected `int`, got `str` - at `\$.epochs`"):
+        from_dict(values | {"epochs": "3"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("config = Config(", "broken.py, line 1: SyntaxError"),
+        ("import nowhere", "broken.py: ModuleNotFoundError: No module named 'nowhere'"),
+        ("from eca_jax.config import Config\nconfig = Config(epoch=3)", "broken.py: TypeError: .*'epoch'"),
+        (
+            "from eca_jax.config import Config\nconfig = Config(epochs=1.5)",
+            "Expected `int`, got `float` - at `\\$.epochs`",
+        ),
+        ("from eca_jax.config import Config\nconfig = Config(epochs=0)", "epochs: expected a positive number, got 0"),
+        ("config = 3", r"must define `config = Config\(...\)`, got int"),
+    ],
+)
+def test_a_broken_configuration_file_is_named(tmp_path, text, message):
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(EcaJaxError, match=message):
+        load_config(str(tmp_path / "broken.py"))
+
+
+def test_a_missing_configuration_file_is_answered_with_those_that_are_there(tmp_path):
+    with pytest.raises(EcaJaxError, match=r"no file configs/eca_resnet5.py; there are: configs/eca_resnet50.py"):
+        load_config("configs/eca_resnet5.py")
+    with pytest.raises(EcaJaxError, match=r"no file configs; there are: .*configs/digits.py"):
+        load_config("configs")
+
+
+def test_what_a_continued_run_may_change():
+    old = Config()
+    allowed = dataclasses.replace(old, epochs=200, log_every=1, workdir="elsewhere", data=DataConfig(num_threads=1))
+    assert differences(old, allowed) == []
+    assert differences(old, dataclasses.replace(old, seed=1)) == ["seed: 0 -> 1"]
