@@ -1,7 +1,8 @@
 """From the bytes of an image file to uint8 pixels of a fixed size: pure functions of bytes and a random generator.
 
-Pillow decodes and resizes (with antialiasing, and without holding the GIL), step by step as torchvision's transforms do
-on Pillow images, so that a PyTorch recipe sees the same pixels here. Normalisation happens on the device, in the step.
+Pillow decodes and resizes (with antialiasing, and without holding the GIL), step by step as torchvision's transforms
+and timm's do on Pillow images, so that a PyTorch recipe sees the same pixels here. Normalisation happens on the device,
+in the step.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from PIL import Image
 from eca_jax.errors import EcaJaxError
 
 AUGMENTATIONS = ("random_resized_crop", "pad_and_crop", "none")
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,8 @@ class PreprocessConfig:
     """Side of the square that the network sees."""
     eval_resize: int = 256
     """Evaluation: the short side is resized to this before the centre crop."""
+    interpolation: str = "bilinear"
+    """'bilinear' or 'bicubic': of every resize, in evaluation and in training."""
     augment: str = "random_resized_crop"
     """'random_resized_crop', 'pad_and_crop' (zeros all round, then a random crop), or 'none'."""
     crop_area: tuple[float, float] = (0.08, 1.0)
@@ -44,17 +48,45 @@ class PreprocessConfig:
             raise EcaJaxError(
                 f"preprocess.augment: unknown {self.augment!r}; expected one of {', '.join(AUGMENTATIONS)}"
             )
+        if self.interpolation not in INTERPOLATIONS:
+            raise EcaJaxError(
+                f"preprocess.interpolation: unknown {self.interpolation!r}; expected one of {', '.join(INTERPOLATIONS)}"
+            )
         if not 0 < self.image_size <= self.eval_resize:
             raise EcaJaxError(
                 f"preprocess: expected 0 < image_size <= eval_resize, got {self.image_size} and {self.eval_resize}"
             )
-        if min(self.std) <= 0:
+        if not all(0 < value < math.inf for value in self.std):
             raise EcaJaxError(f"preprocess.std: expected positive numbers, got {self.std}")
+        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
+            raise EcaJaxError(f"preprocess.crop_area: expected 0 < smallest <= largest <= 1, got {self.crop_area}")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1] < math.inf:
+            raise EcaJaxError(f"preprocess.crop_ratio: expected 0 < smallest <= largest, got {self.crop_ratio}")
+        if self.pad < 0:
+            raise EcaJaxError(f"preprocess.pad: expected 0 or more, got {self.pad}")
+
+    @classmethod
+    def from_crop_share(cls, image_size: int, crop_share: float, **fields) -> "PreprocessConfig":
+        """timm's way to say `eval_resize`: the centre crop is `crop_share` (its `crop_pct`) of the resized short side.
+
+        `fields` are the other fields, by name.
+        """
+        if not 0 < crop_share <= 1:
+            raise EcaJaxError(f"preprocess: expected 0 < crop_share <= 1, got {crop_share}")
+        return cls(image_size, eval_resize=math.floor(image_size / crop_share), **fields)
 
 
 def decode(data: bytes) -> Image.Image:
-    """An encoded image of any mode (grey, palette, CMYK) -> RGB, upright as stored: EXIF rotation is not applied."""
+    """An encoded image with 8 bits a channel (colour, grey, palette, CMYK) -> RGB.
+
+    As in torchvision's and timm's image folders, the EXIF tag that asks viewers for a rotation is ignored, and so is
+    transparency: published accuracies are of such pixels.
+    """
     with Image.open(io.BytesIO(data)) as image:
+        if image.mode.startswith(("I", "F")):
+            raise EcaJaxError(
+                f"its pixels have more than 8 bits (mode {image.mode}), which would be cut off; scale them"
+            )
         return image.convert("RGB")
 
 
@@ -64,7 +96,7 @@ def train_image(data: bytes, rng: np.random.Generator, config: PreprocessConfig)
     if config.augment == "random_resized_crop":
         image = random_resized_crop(image, config, rng)
     else:
-        image = center_crop(resize_short_side(image, config.image_size), config.image_size)
+        image = center_crop(resize_short_side(image, config.image_size, config.interpolation), config.image_size)
         if config.augment == "pad_and_crop":
             image = pad_and_crop(image, config.pad, rng)
     pixels = np.asarray(image)
@@ -73,16 +105,17 @@ def train_image(data: bytes, rng: np.random.Generator, config: PreprocessConfig)
 
 def eval_image(data: bytes, config: PreprocessConfig) -> np.ndarray:
     """Encoded image -> resized and centre-cropped uint8 (image_size, image_size, 3)."""
-    return np.asarray(center_crop(resize_short_side(decode(data), config.eval_resize), config.image_size))
+    image = resize_short_side(decode(data), config.eval_resize, config.interpolation)
+    return np.asarray(center_crop(image, config.image_size))
 
 
-def resize_short_side(image: Image.Image, size: int) -> Image.Image:
-    """torchvision's Resize(size), bilinear with antialiasing: the long side is truncated to a whole pixel."""
+def resize_short_side(image: Image.Image, size: int, interpolation: str) -> Image.Image:
+    """torchvision's Resize(size), with antialiasing: the long side is truncated to a whole pixel."""
     width, height = image.size
     if min(width, height) == size:
         return image
     new = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
-    return image.resize(new, Image.Resampling.BILINEAR)
+    return image.resize(new, INTERPOLATIONS[interpolation])
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
@@ -106,7 +139,7 @@ def random_resized_crop(image: Image.Image, config: PreprocessConfig, rng: np.ra
         w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
         left, top = (width - w) // 2, (height - h) // 2
     crop = image.crop((left, top, left + w, top + h))
-    return crop.resize((config.image_size, config.image_size), Image.Resampling.BILINEAR)
+    return crop.resize((config.image_size, config.image_size), INTERPOLATIONS[config.interpolation])
 
 
 def pad_and_crop(image: Image.Image, pad: int, rng: np.random.Generator) -> Image.Image:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import io
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from eca_jax.config import Config, from_dict, to_dict
 from eca_jax.data.preprocess import PreprocessConfig, decode, eval_image, random_resized_crop, train_image
 from eca_jax.errors import EcaJaxError
 
@@ -35,6 +37,18 @@ def test_grey_keeps_its_value_in_all_channels():
     np.testing.assert_array_equal(np.asarray(decode(encode(Image.new("L", (2, 2), 7)))), 7)
 
 
+def test_exif_does_not_rotate():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the tag Orientation: turn by 90 degrees to view
+    np.testing.assert_array_equal(np.asarray(decode(encode(GRADIENT, exif=exif))), np.asarray(GRADIENT))
+
+
+@pytest.mark.parametrize("size", [(3, 7), (7, 3), (1, 1)])
+def test_an_image_smaller_than_the_crop_is_enlarged_and_not_padded(size):
+    config = PreprocessConfig(image_size=16, eval_resize=17)
+    np.testing.assert_array_equal(eval_image(encode(Image.new("L", size, 9)), config), np.full((16, 16, 3), 9))
+
+
 def test_centre_crop_is_the_centre():
     image = Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10))
     out = eval_image(encode(image), PreprocessConfig(image_size=4, eval_resize=10))
@@ -51,6 +65,19 @@ def test_training_images_depend_on_the_generator_alone(augment):
     np.testing.assert_array_equal(a, b)
     others = [train_image(data, np.random.default_rng(seed), config) for seed in range(10)]
     assert len({other.tobytes() for other in others}) == (2 if augment == "none" else 10)  # 'none' is still mirrored
+
+
+@pytest.mark.parametrize("augment", ["random_resized_crop", "pad_and_crop", "none"])
+def test_interpolation_is_that_of_every_resize(augment):
+    """Two halves of grey: at their edge bicubic goes below the darker and above the lighter, bilinear never."""
+    image = Image.fromarray(np.repeat([[64, 192]], 20, axis=1).repeat(40, axis=0).astype(np.uint8))
+    for interpolation, beyond in (("bilinear", False), ("bicubic", True)):
+        config = PreprocessConfig(
+            image_size=16, eval_resize=16, interpolation=interpolation, augment=augment, pad=0, crop_area=(0.9, 1.0)
+        )
+        data, rng = encode(image), np.random.default_rng(0)
+        for pixels in (eval_image(data, config), train_image(data, rng, config)):
+            assert (pixels.min() < 64) == (pixels.max() > 192) == beyond
 
 
 def test_crops_have_the_area_and_ratio_asked_for():
@@ -102,10 +129,56 @@ def test_flip_mirrors_half_of_the_images():
     ("fields", "message"),
     [
         ({"augment": "crop"}, "unknown 'crop'; expected one of random_resized_crop"),
+        ({"interpolation": "lanczos"}, "interpolation: unknown 'lanczos'; expected one of bilinear, bicubic"),
         ({"image_size": 300}, "image_size <= eval_resize, got 300 and 256"),
         ({"std": (1.0, 0.0, 1.0)}, "expected positive numbers"),
     ],
 )
 def test_a_wrong_configuration_is_refused(fields, message):
     with pytest.raises(EcaJaxError, match=message):
+        PreprocessConfig(**fields)
+
+
+def test_a_crop_share_is_the_crop_s_part_of_the_short_side():
+    fields = {"interpolation": "bicubic", "std": (1.0, 1.0, 1.0)}
+    expected = PreprocessConfig(image_size=224, eval_resize=235, **fields)  # 224 / 0.95 is 235.8
+    assert PreprocessConfig.from_crop_share(224, 0.95, **fields) == expected
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.01, 87.5, float("nan")])
+def test_a_crop_share_that_is_none_is_refused(share):
+    with pytest.raises(EcaJaxError, match=f"expected 0 < crop_share <= 1, got {share}"):
+        PreprocessConfig.from_crop_share(224, share)
+
+
+def test_interpolation_is_part_of_a_saved_configuration():
+    config = Config(preprocess=PreprocessConfig(interpolation="bicubic"))
+    values = json.loads(json.dumps(to_dict(config)))
+    assert from_dict(values) == config
+    del values["preprocess"]["interpolation"]  # as a run has it that was saved before there was the field
+    assert from_dict(values).preprocess.interpolation == "bilinear"
+    values["preprocess"]["interpolation"] = "nearest"
+    with pytest.raises(EcaJaxError, match=r"preprocess\.interpolation: unknown 'nearest'"):
+        from_dict(values)
+
+
+def test_more_than_8_bits_are_refused_and_not_cut_off():
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(buffer, "PNG")
+    with pytest.raises(EcaJaxError, match=r"more than 8 bits \(mode I;16\)"):
+        eval_image(buffer.getvalue(), PreprocessConfig(image_size=8, eval_resize=8))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pad": -1},
+        {"crop_area": (0.5, 0.1)},
+        {"crop_area": (-1.0, 0.5)},
+        {"crop_ratio": (0.0, 1.0)},
+        {"std": (0.2, 0.2, float("nan"))},
+    ],
+)
+def test_a_value_that_cannot_work_is_refused(fields):
+    with pytest.raises(EcaJaxError, match=rf"preprocess\.{next(iter(fields))}: expected"):
         PreprocessConfig(**fields)

@@ -1,6 +1,4 @@
-"""Attention against timm, batch norm and the optimiser against PyTorch, the evaluation images against torchvision."""
-
-import io
+"""Attention against timm, batch norm and the optimiser against PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +6,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from PIL import Image
 
 torch = pytest.importorskip("torch")
 timm_layers = pytest.importorskip("timm.layers")
-transforms = pytest.importorskip("torchvision.transforms")
 
 from eca_jax.config import OptimConfig  # noqa: E402
-from eca_jax.data.preprocess import PreprocessConfig, eval_image  # noqa: E402
 from eca_jax.nn import ECA, SE, BatchNorm, adaptive_kernel_size  # noqa: E402
 from eca_jax.training.optim import learning_rate, sgd  # noqa: E402
 
@@ -100,15 +95,3 @@ def test_sgd_and_schedules_are_pytorch_s(rng, schedule):
             updates, state = ours.update(jnp.asarray(gradient), state, params)
             params = optax.apply_updates(params, updates)
             np.testing.assert_allclose(params, parameter.detach().numpy(), rtol=1e-6, atol=1e-8)
-
-
-@pytest.mark.parametrize("size", [(61, 47), (47, 61), (40, 40), (32, 57), (333, 251)])
-def test_evaluation_images_are_torchvision_s(rng, size):
-    """The same pixels, exactly: Resize, CenterCrop on a Pillow image."""
-    buffer = io.BytesIO()
-    pixels = rng.integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize(size).save(buffer, "JPEG")
-    theirs = transforms.Compose([transforms.Resize(40), transforms.CenterCrop(33)])
-    expected = np.asarray(theirs(Image.open(buffer).convert("RGB")))
-    config = PreprocessConfig(image_size=33, eval_resize=40)
-    np.testing.assert_array_equal(eval_image(buffer.getvalue(), config), expected)
