@@ -5,7 +5,8 @@ import dataclasses
 import jax
 from flax import nnx
 
-from eca_jax.nn.attention import squeeze
+from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.nn.attention import AttentionConfig, squeeze
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +18,18 @@ class Feature:
     stride: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What `create_model` made a network from, as far as it decides names, shapes and what is computed."""
+
+    name: str
+    num_classes: int = 1000
+    attention: AttentionConfig = AttentionConfig()
+    """With its kind, whatever the name says."""
+    small_stem: bool = False
+    width_multiplier: float = 1.0
+
+
 class Backbone(nnx.Module):
     """Maps normalised images (b, h, w, 3) to logits (b, num_classes), float32 or wider.
 
@@ -25,6 +38,9 @@ class Backbone(nnx.Module):
     """
 
     feature_info: tuple[Feature, ...]
+    architecture: Architecture
+    preprocess: PreprocessConfig = PreprocessConfig()
+    """How the images are to be made that the weights were trained for."""
 
     def features(self, x: jax.Array) -> dict[str, jax.Array]:
         """(b, h, w, 3) -> every stage's output, (b, h / stride, w / stride, channels), as `feature_info` lists them."""

@@ -3,7 +3,8 @@
 import dataclasses
 import fnmatch
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,7 +12,7 @@ from jax.typing import DTypeLike
 
 from eca_jax.errors import EcaJaxError, nearest
 from eca_jax.models import mobilenetv2, resnet
-from eca_jax.models.base import Backbone
+from eca_jax.models.base import Architecture, Backbone
 from eca_jax.nn.attention import AttentionConfig
 from eca_jax.nn.bricks import Bricks
 
@@ -19,8 +20,20 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     **{name: functools.partial(resnet.ResNet, variant) for name, variant in resnet.VARIANTS.items()},
     "mobilenet_v2": mobilenetv2.MobileNetV2,
 }
-PREFIXES = {"": "none", "se_": "se", "eca_": "eca"}
-MODELS = {prefix + name: (build, kind) for prefix, kind in PREFIXES.items() for name, build in BACKBONES.items()}
+PAPER = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2")
+PREFIXES = {"": AttentionConfig("none"), "se_": AttentionConfig("se"), "eca_": AttentionConfig("eca")}
+# timm's names, which are those of its published weights; its SE has biases.
+TIMM_PREFIXES = {"": AttentionConfig("none"), "se": AttentionConfig("se", bias=True), "eca": AttentionConfig("eca")}
+TIMM = {
+    "": ("resnet26t", "resnet50t", "resnet50d", "resnet101d", "resnet152d", "resnet200d"),
+    "se": ("resnet50", "resnet101", "resnet152", "resnet50t", "resnet152d", "resnet200d", "resnet269d"),
+    "eca": ("resnet26t", "resnet50t", "resnet50d", "resnet101d", "resnet200d", "resnet269d", "resnetlight"),
+}
+MODELS: dict[str, tuple[str, AttentionConfig]] = {
+    **{prefix + name: (name, attention) for prefix, attention in PREFIXES.items() for name in PAPER},
+    **{prefix + name: (name, TIMM_PREFIXES[prefix]) for prefix, names in TIMM.items() for name in names},
+}
+"""Name -> (backbone, attention)."""
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -32,20 +45,26 @@ def resolve_attention(name: str, attention: AttentionConfig = AttentionConfig())
     """The attention of the model called `name`: its kind from the name unless a plain backbone is given another."""
     if name not in MODELS:
         raise EcaJaxError(f"unknown model {name!r}.{nearest(name, MODELS)}")
-    kind = MODELS[name][1]
-    if attention.kind not in (None, kind) and kind != "none":
+    own = MODELS[name][1]
+    if attention.kind not in (None, own.kind) and own.kind != "none":
         raise EcaJaxError(
-            f"model {name!r} has the attention {kind!r}, but attention.kind is {attention.kind!r}: "
+            f"model {name!r} has the attention {own.kind!r}, but attention.kind is {attention.kind!r}: "
             "give the kind to the plain backbone instead"
         )
-    return dataclasses.replace(attention, kind=attention.kind or kind)
+    return dataclasses.replace(
+        attention,
+        kind=attention.kind or own.kind,
+        bias=own.bias if attention.bias is None else attention.bias,
+    )
 
 
 def create_model(
     name: str,
     *,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     rngs: nnx.Rngs,
+    pretrained: str | os.PathLike | None = None,
+    skip: Sequence[str] = (),
     attention: AttentionConfig = AttentionConfig(),
     small_stem: bool = False,
     width_multiplier: float = 1.0,
@@ -55,12 +74,14 @@ def create_model(
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
 ) -> Backbone:
-    """A model with fresh weights, in training mode: maps normalised images (b, h, w, 3) to logits (b, num_classes).
+    """A model in training mode: maps normalised images (b, h, w, 3) to logits (b, num_classes).
 
     Args:
       name: one of `list_models()`.
-      num_classes: width of the logits.
+      num_classes: width of the logits; None is 1000, or what the pretrained weights have.
       rngs: for the initialisation, e.g. `nnx.Rngs(0)`.
+      pretrained: weights that `load_pretrained` finds; they decide the attention and the widths. None is fresh weights.
+      skip: names of the pretrained weights that start anew, as shell patterns: `skip=("fc.*",)` for another head.
       attention: changes the attention that the name implies (kernel sizes, SE's biases), or gives one to a plain
         backbone.
       small_stem: for images of 8 to 64 pixels: full resolution up to the first stage.
@@ -74,19 +95,42 @@ def create_model(
     Raises:
       EcaJaxError: for an unknown name (the nearest are named), or an attention that does not fit.
     """
+    if pretrained is not None:
+        from eca_jax.convert.pretrained import load_pretrained
+
+        model = load_pretrained(
+            pretrained,
+            name=name,
+            num_classes=num_classes,
+            skip=skip,
+            rngs=rngs,
+            dropout=dropout,
+            batch_norm_group=batch_norm_group,
+            batch_norm_momentum=batch_norm_momentum,
+            dtype=dtype,
+            param_dtype=param_dtype,
+        )
+        model.train()
+        return model
+    num_classes = 1000 if num_classes is None else num_classes
+    if num_classes < 1:
+        raise EcaJaxError(f"num_classes: expected 1 or more, got {num_classes}")
+    architecture = Architecture(name, num_classes, resolve_attention(name, attention), small_stem, width_multiplier)
     bricks = Bricks(
-        resolve_attention(name, attention),
+        architecture.attention,
         rngs,
         batch_norm_group=batch_norm_group,
         batch_norm_momentum=batch_norm_momentum,
         dtype=dtype,
         param_dtype=param_dtype,
     )
-    build, _ = MODELS[name]
-    return build(
+    backbone, _ = MODELS[name]
+    model = BACKBONES[backbone](
         bricks,
         num_classes=num_classes,
         small_stem=small_stem,
         width_multiplier=width_multiplier,
         dropout=dropout,
     )
+    model.architecture = architecture
+    return model

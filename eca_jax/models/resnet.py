@@ -1,34 +1,53 @@
-"""ResNet v1.5 with a slot for channel attention (He et al. 2015; ECA-Net, section 4; ECANet, models/eca_resnet.py).
+"""ResNet v1.5 with a slot for channel attention (He et al. 2015; ECA-Net, section 4; ECANet, models/eca_resnet.py), and
+timm's variants of it.
 
 Attribute names are torchvision's; the slot is `attn`. Activations are (b, h, w, c).
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from eca_jax.models.base import Backbone, Feature
-from eca_jax.nn.attention import kernel_sizes
+from eca_jax.nn.attention import Identity, kernel_sizes
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.layers import linear
 
 
-class Downsample(nnx.Module):
-    """The shortcut where the shape changes: 1x1 convolution and batch norm."""
+def shortcut(c_in: int, c_out: int, stride: int, average: bool, bricks: Bricks) -> nnx.Sequential | None:
+    """What the input goes through where the shape changes; None is the identity.
 
-    def __init__(self, c_in: int, c_out: int, stride: int, bricks: Bricks):
-        self.conv = bricks.conv(c_in, c_out, 1, stride)
-        self.bn = bricks.norm(c_out)
+    A strided 1x1 convolution and batch norm; with `average` the stride is a 2x2 average before it (ResNet-D, He et al.
+    2018, section 4.1), nothing where the stride is 1. Indices of the layers are torchvision's and timm's.
+    """
+    if stride == 1 and c_in == c_out:
+        return nnx.data(None)
+    if not average:
+        return nnx.Sequential(bricks.conv(c_in, c_out, 1, stride), bricks.norm(c_out))
+    return nnx.Sequential(average_pool if stride == 2 else Identity(), bricks.conv(c_in, c_out, 1), bricks.norm(c_out))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.bn(self.conv(x))
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """2x2 averages, (b, h, w, c) -> (b, ceil(h / 2), ceil(w / 2), c); at an odd border of the pixels that are there."""
+    pad: Any = tuple((0, side % 2) for side in x.shape[1:3])
+    return nnx.avg_pool(x, (2, 2), strides=(2, 2), padding=pad, count_include_pad=False)
 
 
-def shortcut(c_in: int, c_out: int, stride: int, bricks: Bricks) -> Downsample | None:
-    """None is the identity."""
-    return nnx.data(None if stride == 1 and c_in == c_out else Downsample(c_in, c_out, stride, bricks))
+def deep_stem(widths: tuple[int, int], c_out: int, bricks: Bricks) -> nnx.Sequential:
+    """Three 3x3 convolutions in place of the 7x7 (ResNet-C); the caller's batch norm and ReLU follow the last."""
+    first, second = widths
+    return nnx.Sequential(
+        bricks.conv(3, first, 3, 2),
+        bricks.norm(first),
+        nnx.relu,
+        bricks.conv(first, second, 3),
+        bricks.norm(second),
+        nnx.relu,
+        bricks.conv(second, c_out, 3),
+    )
 
 
 class BasicBlock(nnx.Module):
@@ -36,13 +55,13 @@ class BasicBlock(nnx.Module):
 
     expansion = 1
 
-    def __init__(self, c_in: int, planes: int, stride: int, kernel_size: int, bricks: Bricks):
+    def __init__(self, c_in: int, planes: int, stride: int, kernel_size: int, average: bool, bricks: Bricks):
         self.conv1 = bricks.conv(c_in, planes, 3, stride)
         self.bn1 = bricks.norm(planes)
         self.conv2 = bricks.conv(planes, planes, 3)
         self.bn2 = bricks.norm(planes)
         self.attn = bricks.attn(planes, kernel_size)
-        self.downsample = shortcut(c_in, planes, stride, bricks)
+        self.downsample = shortcut(c_in, planes, stride, average, bricks)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         residual = x if self.downsample is None else self.downsample(x)
@@ -56,7 +75,7 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, c_in: int, planes: int, stride: int, kernel_size: int, bricks: Bricks):
+    def __init__(self, c_in: int, planes: int, stride: int, kernel_size: int, average: bool, bricks: Bricks):
         c_out = planes * self.expansion
         self.conv1 = bricks.conv(c_in, planes, 1)
         self.bn1 = bricks.norm(planes)
@@ -65,7 +84,7 @@ class Bottleneck(nnx.Module):
         self.conv3 = bricks.conv(planes, c_out, 1)
         self.bn3 = bricks.norm(c_out)
         self.attn = bricks.attn(c_out, kernel_size)
-        self.downsample = shortcut(c_in, c_out, stride, bricks)
+        self.downsample = shortcut(c_in, c_out, stride, average, bricks)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         residual = x if self.downsample is None else self.downsample(x)
@@ -77,19 +96,34 @@ class Bottleneck(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One row of the table: blocks a stage, and the kernel sizes that the authors released."""
+    """One row of the table."""
 
     block: type[BasicBlock] | type[Bottleneck]
     depths: tuple[int, int, int, int]
-    released: tuple[int, int, int, int]
+    """Blocks a stage."""
+    released: tuple[int, int, int, int] = (5, 5, 5, 7)
+    """Kernel sizes of the published ECA checkpoints: the authors' own, and the formula's in timm's (on bottlenecks)."""
+    stem: tuple[int, int] | None = None
+    """Widths of the first two of three 3x3 convolutions; None is one 7x7."""
+    average_shortcut: bool = False
 
 
+DEEP, TIERED = (32, 32), (24, 32)
 VARIANTS = {
     "resnet18": Variant(BasicBlock, (2, 2, 2, 2), released=(3, 5, 7, 7)),
     "resnet34": Variant(BasicBlock, (3, 4, 6, 3), released=(3, 3, 5, 7)),
     "resnet50": Variant(Bottleneck, (3, 4, 6, 3), released=(3, 5, 5, 7)),
     "resnet101": Variant(Bottleneck, (3, 4, 23, 3), released=(3, 3, 5, 7)),
     "resnet152": Variant(Bottleneck, (3, 8, 36, 3), released=(3, 3, 5, 7)),
+    # timm, models/resnet.py: D has the deep stem and averaged shortcuts, T a tiered one, light averaged shortcuts only.
+    "resnet26t": Variant(Bottleneck, (2, 2, 2, 2), stem=TIERED, average_shortcut=True),
+    "resnet50t": Variant(Bottleneck, (3, 4, 6, 3), stem=TIERED, average_shortcut=True),
+    "resnet50d": Variant(Bottleneck, (3, 4, 6, 3), stem=DEEP, average_shortcut=True),
+    "resnet101d": Variant(Bottleneck, (3, 4, 23, 3), stem=DEEP, average_shortcut=True),
+    "resnet152d": Variant(Bottleneck, (3, 8, 36, 3), stem=DEEP, average_shortcut=True),
+    "resnet200d": Variant(Bottleneck, (3, 24, 36, 3), stem=DEEP, average_shortcut=True),
+    "resnet269d": Variant(Bottleneck, (3, 30, 48, 8), stem=DEEP, average_shortcut=True),
+    "resnetlight": Variant(Bottleneck, (1, 1, 11, 3), average_shortcut=True),
 }
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -117,7 +151,13 @@ class ResNet(Backbone):
 
         c = planes[0]
         self.small_stem = small_stem
-        self.conv1 = bricks.conv(3, c, 3, 1) if small_stem else bricks.conv(3, c, 7, 2)
+        if small_stem:
+            self.conv1 = bricks.conv(3, c, 3, 1)
+        elif variant.stem:
+            first, second = (int(width * width_multiplier) for width in variant.stem)
+            self.conv1 = deep_stem((first, second), c, bricks)
+        else:
+            self.conv1 = bricks.conv(3, c, 7, 2)
         self.bn1 = bricks.norm(c)
         total_stride = 1 if small_stem else 4
         feature_info = []
@@ -125,7 +165,11 @@ class ResNet(Backbone):
             stride = 1 if stage == 0 else 2
             blocks = nnx.List()
             for i in range(depth):
-                blocks.append(variant.block(c, planes[stage], stride if i == 0 else 1, sizes[stage], bricks))
+                blocks.append(
+                    variant.block(
+                        c, planes[stage], stride if i == 0 else 1, sizes[stage], variant.average_shortcut, bricks
+                    )
+                )
                 c = channels[stage]
             setattr(self, name, blocks)
             total_stride *= stride

@@ -17,7 +17,7 @@ from flax import nnx
 from eca_jax.errors import EcaJaxError, nearest
 from eca_jax.nn.layers import linear, uniform_fan_in
 
-KernelSizes = str | int | tuple[int, ...]
+KernelSizes = int | tuple[int, ...] | str
 KERNEL_POLICIES = ("released", "adaptive")
 
 
@@ -65,8 +65,8 @@ class AttentionConfig:
     """ECA: the kernel wraps round the channels instead of meeting zeros (timm's CecaModule)."""
     reduction: int | None = None
     """SE: channels / reduction hidden ones; None is the paper's 16, and 8 in MobileNetV2."""
-    bias: bool = False
-    """SE: biases in both layers, as timm has them; the paper's has none."""
+    bias: bool | None = None
+    """SE: biases in both layers; None is what the model's name says (timm's seresnet50 has them, the paper's not)."""
 
     def __post_init__(self):
         if self.kind is not None and self.kind not in ATTENTIONS:
@@ -78,7 +78,9 @@ class AttentionConfig:
                     f"{', '.join(KERNEL_POLICIES)}, or odd sizes such as 3 5 5 7"
                 )
         else:
-            sizes = (self.kernel_sizes,) if isinstance(self.kernel_sizes, int) else self.kernel_sizes
+            sizes = self.kernel_sizes if isinstance(self.kernel_sizes, tuple | list) else (self.kernel_sizes,)
+            if not sizes:
+                raise EcaJaxError("attention.kernel_sizes: expected one odd size, or one for each stage, got none")
             for size in sizes:
                 _check_kernel_size(size)
         if self.reduction is not None and self.reduction < 1:
@@ -86,6 +88,8 @@ class AttentionConfig:
 
 
 def _check_kernel_size(size: int) -> int:
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise EcaJaxError(f"attention.kernel_sizes: expected an odd whole number, got {size!r}")
     if size < 1 or size % 2 == 0:
         raise EcaJaxError(
             f"attention.kernel_sizes: expected an odd size of at least 1, got {size}: "
@@ -195,7 +199,7 @@ ATTENTIONS: dict[str, Callable[[Slot, AttentionConfig, nnx.Rngs], nnx.Module]] =
     "se": lambda slot, config, rngs: SE(
         slot.channels,
         max(slot.channels // slot.reduction, 1),
-        bias=config.bias,
+        bias=bool(config.bias),
         param_dtype=slot.param_dtype,
         rngs=rngs,
     ),
