@@ -1,4 +1,4 @@
-"""The commands: `python train.py` and `eca-jax evaluate | predict | prepare`.
+"""The commands: `python train.py` and `eca-jax evaluate | predict | prepare | convert | export`.
 
 Imports of what takes long to load stand inside the commands that need it.
 """
@@ -86,6 +86,8 @@ def main(args: Sequence[str] | None = None) -> int:
     command = commands.add_parser("predict", help="print the most probable classes of image files")
     command.add_argument("images", nargs="+", metavar="IMAGE")
     _add_run_arguments(command)
+    command.add_argument("--weights", help="instead of a run: a weight file, or a name on the Hugging Face hub")
+    command.add_argument("--model", help="the model that --weights are expected to be of")
     command.add_argument("--top", type=_positive, default=5, help="classes to print for each image (default: 5)")
     command.set_defaults(function=_predict)
 
@@ -96,6 +98,25 @@ def main(args: Sequence[str] | None = None) -> int:
         "--convert-to", metavar="DIR", help="copy one that was prepared as TFRecord into this data-dir"
     )
     command.set_defaults(function=_prepare)
+
+    command = commands.add_parser("convert", help="write weights in another framework's form")
+    command.add_argument("source", metavar="SRC", help="a weight file, the workdir of a run, or a name on the hub")
+    command.add_argument("target", metavar="DST", help="a new .safetensors, .pth or .pth.tar file, or a new workdir")
+    command.add_argument(
+        "--to", required=True, metavar="|".join(("ecanet", "torchvision", "timm", "safetensors", "orbax"))
+    )
+    command.add_argument("--config", help="--to orbax: the configuration of the run")
+    _add_head_arguments(command)
+    command.set_defaults(function=_convert)
+
+    command = commands.add_parser("export", help="write a model as StableHLO or ONNX, checked against the model")
+    command.add_argument("source", metavar="SRC", help="a weight file, the workdir of a run, or a name on the hub")
+    command.add_argument("target", metavar="DST", help="a new .stablehlo or .onnx file")
+    command.add_argument("--image-size", type=_positive, help="default: what the weights were trained for")
+    command.add_argument(
+        "--platforms", nargs="+", default=("cpu", "cuda", "tpu"), help="StableHLO: default cpu cuda tpu"
+    )
+    command.set_defaults(function=_export)
 
     parsed = parser.parse_args(args)
     return guarded(lambda: parsed.function(parsed))
@@ -125,7 +146,19 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     from eca_jax.training.predict import predict_files
 
-    for path, classes in predict_files(args.images, run=args.run, which=args.checkpoint, top=args.top):
+    if args.weights:
+        from eca_jax.convert.pretrained import load_pretrained
+        from eca_jax.data.imagenet import class_names
+
+        model = load_pretrained(args.weights, name=args.model)
+        names = class_names(model.architecture.num_classes)
+    elif args.model:
+        raise EcaJaxError("--model: goes with --weights FILE; a run says itself which model it is")
+    else:
+        from eca_jax.training.loop import load_run
+
+        model, _, names = load_run(args.run, args.checkpoint)
+    for path, classes in predict_files(args.images, model=model, class_names=names, top=args.top):
         print(path)
         for name, probability in classes:
             print(f"  {probability:7.2%}  {name}")
@@ -139,4 +172,37 @@ def _prepare(args: argparse.Namespace) -> int:
         print(f"converted into {convert(args.dataset, args.data_dir, args.convert_to)}")
     else:
         print(f"prepared in {prepare(args.dataset, args.data_dir)}")
+    return EXIT_OK
+
+
+def _add_head_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num-classes", type=_positive, help="of a new head, where --skip leaves out the old one")
+    parser.add_argument("--skip", nargs="+", default=(), metavar="PATTERN", help="names that start anew, e.g. 'fc.*'")
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from eca_jax.config import load_config
+    from eca_jax.convert.convert import convert
+
+    config = load_config(args.config) if args.config else None
+    print(convert(args.source, args.target, args.to, config=config, num_classes=args.num_classes, skip=args.skip))
+    return EXIT_OK
+
+
+def _export(args: argparse.Namespace) -> int:
+    import json
+
+    from eca_jax.convert.pretrained import load_pretrained
+    from eca_jax.export import export_onnx, export_stablehlo
+
+    model = load_pretrained(args.source)  # in float32
+    size = args.image_size or model.preprocess.image_size
+    if args.target.endswith(".stablehlo"):
+        export_stablehlo(model, args.target, image_size=size, platforms=args.platforms)
+    elif args.target.endswith(".onnx"):
+        pixels = {"mean": json.dumps(model.preprocess.mean), "std": json.dumps(model.preprocess.std)}
+        export_onnx(model, args.target, image_size=size, metadata=pixels)
+    else:
+        raise EcaJaxError(f"expected a file that ends in .stablehlo or .onnx, got {args.target}")
+    print(f"{model.architecture.name}: images (b, {size}, {size}, 3) -> {args.target}, checked against the model")
     return EXIT_OK

@@ -107,7 +107,14 @@ class Checkpoints:
 
     def read_run(self, step: int) -> dict:
         """Configuration and class names, without the arrays."""
-        return self._restore(step, run=ocp.args.JsonRestore()).run
+        run = self._restore(step, run=ocp.args.JsonRestore()).run
+        missing = [key for key in ("config", "class_names", "num_examples") if key not in run]
+        if missing:
+            raise EcaJaxError(
+                f"the checkpoint {self.path(step)} does not say its {', '.join(missing)}: it is of another version of "
+                "eca_jax; continue it with that one, or train anew in another --workdir"
+            )
+        return run
 
     def read_state(self, step: int, abstract_state: Any) -> Any:
         """The arrays, onto the devices that the shardings of `abstract_state` name, whatever they were saved from."""

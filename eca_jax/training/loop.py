@@ -11,10 +11,12 @@ import pathlib
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
@@ -43,6 +45,7 @@ from eca_jax.training.step import (
     init_state,
     make_eval_step,
     make_train_step,
+    split,
     zero_sums,
 )
 from eca_jax.training.writers import NoWriter, Writer
@@ -307,20 +310,70 @@ def evaluate_run(run: str, *, which: str = "latest", split: str | None = None) -
         return step, evaluate(config, program, state, source)
 
 
-def load_run(run: str | pathlib.Path, which: str = "latest") -> tuple[Backbone, Config, tuple[str, ...]]:
-    """The model of a checkpoint in evaluation mode, the configuration and the class names of its run."""
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A checkpoint of a run, on one device."""
+
+    model: Backbone
+    """In evaluation mode."""
+    momentum: nnx.State
+    """SGD's, a tree like the model's parameters."""
+    config: Config
+    class_names: tuple[str, ...]
+    num_examples: int
+    """Of the training split."""
+    step: int
+    metrics: dict[str, float] | None
+    """Of the evaluation at that step."""
+
+
+def read_run(run: str | pathlib.Path, which: str = "latest") -> Run:
+    """Everything that a checkpoint holds and another framework could use."""
     with open_run(run) as checkpoints:
         step = choose_step(checkpoints, which)
         saved = checkpoints.read_run(step)
         config, class_names = from_dict(saved["config"]), tuple(saved["class_names"])
-        program = build_program(
-            config,
-            make_mesh(jax.local_devices()[:1]),
-            num_examples=saved["num_examples"],
-            num_classes=len(class_names),
-        )
+        program = _single_device_program(config, saved["num_examples"], len(class_names))
         state = checkpoints.read_state(step, program.abstract_state)
-    return nnx.merge(program.network.eval, state.params, state.batch_stats), config, class_names
+        metrics = checkpoints.metrics(step)
+    model = nnx.merge(program.network.eval, state.params, state.batch_stats)
+    model.preprocess = config.preprocess
+    momentum = optax.tree_utils.tree_get(state.opt_state, "trace")
+    return Run(model, momentum, config, class_names, saved["num_examples"], step, metrics)
+
+
+def load_run(run: str | pathlib.Path, which: str = "latest") -> tuple[Backbone, Config, tuple[str, ...]]:
+    """The model of a checkpoint in evaluation mode, the configuration and the class names of its run."""
+    found = read_run(run, which)
+    return found.model, found.config, found.class_names
+
+
+def write_run(
+    model: Backbone, momentum: nnx.State | None, config: Config, *, step: int, class_names: Sequence[str], examples: int
+) -> pathlib.Path:
+    """A run in `config.workdir` that `train` continues at `step`, from weights of elsewhere; returns its checkpoint."""
+    program = _single_device_program(config, examples, len(class_names))
+    state = program.init()
+    _, params, batch_stats = split(model)
+    opt_state = optax.tree_utils.tree_set(state.opt_state, count=jnp.asarray(step, jnp.int32))
+    if momentum is not None:
+        opt_state = optax.tree_utils.tree_set(opt_state, trace=momentum)
+    state = dataclasses.replace(
+        state, step=jnp.asarray(step, jnp.int32), params=params, batch_stats=batch_stats, opt_state=opt_state
+    )
+    run = pathlib.Path(config.workdir)
+    if run.is_dir() and any(run.iterdir()):
+        raise EcaJaxError(f"{run} is not empty; expected a new directory for the run")
+    claim_directory(run, config)
+    with Checkpoints(run, config.checkpoint.keep) as checkpoints:
+        saved = {"config": to_dict(config), "class_names": list(class_names), "num_examples": examples}
+        checkpoints.save(step, state, saved, None)
+        checkpoints.wait()
+        return checkpoints.path(step)
+
+
+def _single_device_program(config: Config, num_examples: int, num_classes: int) -> Program:
+    return build_program(config, make_mesh(jax.local_devices()[:1]), num_examples=num_examples, num_classes=num_classes)
 
 
 def means(sums: Sums) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a trained run says of image files."""
+"""What a trained model says of image files."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -8,30 +8,30 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from eca_jax.data.imagenet import readable
 from eca_jax.data.preprocess import PreprocessConfig, eval_image
 from eca_jax.errors import EcaJaxError
-from eca_jax.training.loop import load_run
+from eca_jax.models.base import Backbone
 from eca_jax.training.step import normalise
 
 
 def predict_files(
-    files: Sequence[str], *, run: str, which: str = "latest", top: int = 5
+    files: Sequence[str], *, model: Backbone, class_names: Sequence[str], top: int = 5
 ) -> Iterator[tuple[str, list[tuple[str, float]]]]:
     """(file, [(class name, probability), ...]) with the `top` most probable classes, best first.
 
     Raises:
       EcaJaxError: names the file that is missing or is not an image; no file is left out.
     """
-    model, config, class_names = load_run(run, which)
 
     def probabilities(image: jax.Array) -> jax.Array:
-        return jax.nn.softmax(model(normalise(image, config.preprocess))[0])
+        return jax.nn.softmax(model(normalise(image, model.preprocess))[0])
 
-    images = [(file, read_image(file, config.preprocess)) for file in files]
+    images = [(file, read_image(file, model.preprocess)) for file in files]
     probabilities = jax.jit(probabilities)
     for file, image in images:
         p = np.asarray(probabilities(jnp.asarray(image[None])))
-        yield file, [(class_names[i], float(p[i])) for i in np.argsort(-p)[:top]]
+        yield file, [(readable(class_names[int(i)]), float(p[i])) for i in np.argsort(-p)[:top]]
 
 
 def read_image(file: str, config: PreprocessConfig) -> np.ndarray:

@@ -46,7 +46,6 @@ def make_files() -> dict[str, bytes]:
     palette = landscape.quantize(64)
     rotated = Image.Exif()
     rotated[0x0112] = 6  # the tag Orientation: turn by 90 degrees to view
-    red = portrait.getchannel("R")
     return {
         "as_shipped_1.jpg": (PHOTOS / "china.jpg").read_bytes(),
         "as_shipped_2.jpg": (PHOTOS / "flower.jpg").read_bytes(),

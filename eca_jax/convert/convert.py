@@ -1,0 +1,115 @@
+"""`eca-jax convert`: one file or run into another."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from eca_jax.config import Config
+from eca_jax.convert.files import SAFETENSORS, TORCH, write_safetensors, write_torch
+from eca_jax.convert.pretrained import Loaded, describe, load, own_metadata
+from eca_jax.convert.state_dict import NATIVE, momentum_to_state_dict, parameter_order, to_state_dict
+from eca_jax.convert.tables import TABLES
+from eca_jax.data.sources import open_source
+from eca_jax.errors import EcaJaxError
+from eca_jax.models.registry import resolve_attention
+
+TARGETS = (*TABLES, "safetensors", "orbax")
+
+
+def convert(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    to: str,
+    *,
+    config: Config | None = None,
+    num_classes: int | None = None,
+    skip: Sequence[str] = (),
+) -> str:
+    """Writes `source` in another form; returns a line that says what it was and what was written.
+
+    Args:
+      source: what `eca_jax.load_pretrained` takes.
+      target: `.safetensors`; `.pth` (a bare state dict) or `.pth.tar` (with epoch and momentum, as the authors save it)
+        with `to` 'ecanet', 'torchvision' or 'timm'; a new directory with `to` 'orbax'.
+      to: whose names: 'ecanet', 'torchvision', 'timm'; 'safetensors' is our own file, 'orbax' a run to be continued.
+      config: of the run that 'orbax' writes.
+      num_classes, skip: as in `load_pretrained`.
+    """
+    if to not in TARGETS:
+        raise EcaJaxError(f"--to: unknown {to!r}; expected one of {', '.join(TARGETS)}")
+    target = pathlib.Path(target)
+    suffix = target.suffix
+    if to == "safetensors" and suffix not in SAFETENSORS:
+        raise EcaJaxError(f"--to safetensors: expected a file that ends in .safetensors, got {target}")
+    if to in TABLES and suffix not in (*SAFETENSORS, *TORCH):
+        raise EcaJaxError(f"--to {to}: expected a file that ends in .safetensors, .pth or .pth.tar, got {target}")
+    loaded = load(source, num_classes=num_classes, skip=skip)
+    extra = ""
+    if to == "orbax":
+        extra = _write_run(loaded, target, config)
+    elif to == "safetensors":
+        write_safetensors(target, to_state_dict(loaded.model, NATIVE), own_metadata(loaded.model))
+    else:
+        tensors = to_state_dict(loaded.model, to)
+        if suffix in SAFETENSORS:
+            write_safetensors(target, tensors)
+        elif suffix == ".tar":
+            write_torch(target, _training_checkpoint(loaded, tensors, to))
+            extra = ", with momentum" if loaded.momentum is not None else ", without momentum"
+        else:
+            write_torch(target, tensors)
+    return f"{describe(loaded.origin, loaded.model.architecture)} -> {to}, {target}{extra}"
+
+
+def _training_checkpoint(loaded: Loaded, tensors: dict[str, np.ndarray], to: str) -> dict[str, Any]:
+    """What the authors' main.py saves, and torch.optim.SGD loads."""
+    content: dict[str, Any] = {
+        "arch": loaded.model.architecture.name,
+        "state_dict": tensors,
+        "epoch": loaded.epoch or 0,
+    }
+    if loaded.run is not None and loaded.run.metrics is not None:
+        content["best_prec1"] = 100 * loaded.run.metrics["top1"]
+    if loaded.momentum is not None:
+        buffers = momentum_to_state_dict(loaded.model, loaded.momentum, to)
+        names = parameter_order(loaded.model, to)
+        group: dict[str, Any] = {"params": list(range(len(names))), "dampening": 0, "nesterov": False}
+        if loaded.run is not None:
+            optim = loaded.run.config.optim
+            group |= {"lr": optim.lr, "momentum": optim.momentum, "weight_decay": optim.weight_decay}
+        content["optimizer"] = {
+            "state": {i: {"momentum_buffer": buffers[name]} for i, name in enumerate(names)},
+            "param_groups": [group],
+        }
+    return content
+
+
+def _write_run(loaded: Loaded, target: pathlib.Path, config: Config | None) -> str:
+    from eca_jax.training.loop import total_steps, write_run
+
+    if config is None:
+        raise EcaJaxError("--to orbax: --config FILE has to say what run it is (data, batch size, schedule)")
+    architecture = loaded.model.architecture
+    model = config.model
+    asked = (resolve_attention(model.name, model.attention), model.small_stem, model.width_multiplier)
+    found = (architecture.attention, architecture.small_stem, architecture.width_multiplier)
+    if (model.name, *asked) != (architecture.name, *found):
+        raise EcaJaxError(
+            f"--config: its model is {model.name!r} with {asked}, the weights are {architecture.name!r} with {found}"
+        )
+    source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
+    if len(source.class_names) != architecture.num_classes:
+        raise EcaJaxError(
+            f"the weights have {architecture.num_classes} classes, data set {source.name!r} {len(source.class_names)}: "
+            "--skip the head and give --num-classes"
+        )
+    config = dataclasses.replace(config, workdir=str(target))
+    step = min((loaded.epoch or 0) * len(source) // config.batch_size, total_steps(config, len(source)))
+    path = write_run(
+        loaded.model, loaded.momentum, config, step=step, class_names=source.class_names, examples=len(source)
+    )
+    return f" (step {step}, {'with' if loaded.momentum is not None else 'without'} momentum: {path})"

@@ -1,0 +1,208 @@
+"""Weight files, which are not trusted: safetensors, and PyTorch's with `weights_only=True`; nothing in them is run."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import pathlib
+import re
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from eca_jax.errors import EcaJaxError
+
+SAFETENSORS = (".safetensors",)
+TORCH = (".pth", ".pt", ".tar", ".bin")
+ENDINGS = (*SAFETENSORS, *TORCH)
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+"""Keys under which training scripts put the state dict."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFile:
+    """What a file holds."""
+
+    tensors: dict[str, np.ndarray]
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of our own safetensors: what the model is."""
+    momentum: list[np.ndarray] | None = None
+    """SGD's buffers, in the order of the optimiser."""
+    epoch: int | None = None
+    """Epochs done."""
+
+
+def read_weights(path: str | os.PathLike) -> WeightFile:
+    """A `.safetensors`, `.pth`, `.pth.tar`, `.pt` or `.bin` file.
+
+    Raises:
+      EcaJaxError: no such file, none of these kinds, damaged, or it holds more than tensors.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise EcaJaxError(f"{path} is a directory; expected a weight file that ends in {', '.join(ENDINGS)}")
+    if not path.is_file():
+        raise EcaJaxError(f"there is no file {path}")
+    if path.suffix not in ENDINGS:
+        raise EcaJaxError(f"{path}: expected a weight file that ends in {', '.join(ENDINGS)}")
+    if path.stat().st_size == 0:
+        raise EcaJaxError(f"{path} is empty; get it again")
+    return _read_safetensors(path) if path.suffix in SAFETENSORS else _read_torch(path)
+
+
+def _read_safetensors(path: pathlib.Path) -> WeightFile:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+            metadata = file.metadata() or {}
+        own = json.loads(metadata.get("eca_jax", "{}"))
+        if not isinstance(own, dict):
+            raise ValueError("its metadata of eca_jax is no JSON object")
+    except Exception as error:  # whatever the parser says of damaged bytes
+        raise EcaJaxError(f"{path} is damaged or no safetensors file ({_short(error)}); get it again") from error
+    if own and metadata.get("sha256") != digest(tensors, metadata["eca_jax"]):
+        raise EcaJaxError(f"{path} is damaged: it has not the SHA-256 that was written with it; get it again")
+    return WeightFile(tensors, own)
+
+
+def _read_torch(path: pathlib.Path) -> WeightFile:
+    torch = import_torch(f"reading {path}")
+    try:
+        if zipfile.is_zipfile(path):
+            _check_zip(path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            with path.open("rb") as file:
+                content = torch.load(file, map_location="cpu", weights_only=True)
+                if file.read(1):  # PyTorch takes what the file's list of storages forgets for read
+                    raise ValueError("bytes are left over")
+    except Exception as error:  # whatever the parser says of damaged bytes, or of more than tensors
+        if "weights_only" in str(error):  # PyTorch's advice, to allow it, is not passed on
+            asked = re.search(r"GLOBAL (\S{1,80})", str(error))
+            named = f"it asks for {asked[1]!r}" if asked else "it is damaged or holds more than tensors"
+            reason = f"{named}, and nothing of it was executed; get it again, or save the state dict alone"
+        else:
+            reason = f"it is damaged or no PyTorch file ({_short(error)}); get it again"
+        raise EcaJaxError(f"{path} cannot be read: {reason}") from None
+    if not isinstance(content, Mapping):
+        raise EcaJaxError(f"{path} holds a {type(content).__name__}; expected a state dict")
+    inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    tensors = {str(key): _to_numpy(path, str(key), value) for key, value in inner.items()}
+    epoch = content.get("epoch") if inner is not content else None
+    momentum = _momentum(path, content.get("optimizer")) if inner is not content else None
+    return WeightFile(tensors, momentum=momentum, epoch=epoch if isinstance(epoch, int) else None)
+
+
+def _check_zip(path: pathlib.Path) -> None:
+    """What PyTorch does not: the checksums, and that nothing is compressed, which could expand to any size."""
+    with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise ValueError("compressed records, which PyTorch does not write")
+        if broken := archive.testzip():
+            raise ValueError(f"the checksum of {broken} is wrong")
+
+
+def _to_numpy(path: pathlib.Path, key: str, value: Any) -> np.ndarray:
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        raise EcaJaxError(f"{path}: {key!r} is a {type(value).__name__}; expected a dense tensor")
+    # A view of few numbers may claim any shape: what is not in the file is not made up.
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise EcaJaxError(f"{path}: {key!r} claims the shape {tuple(value.shape)}, which is more than the file holds")
+    try:
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy(force=True)
+    except (TypeError, RuntimeError) as error:  # quantised, of 8 bits, on the device `meta`
+        raise EcaJaxError(f"{path}: {key!r} holds {value.dtype}, which NumPy cannot ({_short(error)})") from error
+
+
+def _momentum(path: pathlib.Path, optimizer: Any) -> list[np.ndarray] | None:
+    """The buffers of torch.optim.SGD's state dict; None where there are none."""
+    try:
+        order = [i for group in optimizer["param_groups"] for i in group["params"]]
+        buffers = [optimizer["state"][i]["momentum_buffer"] for i in order]
+    except (LookupError, TypeError, ValueError):
+        return None
+    if any(buffer is None for buffer in buffers):  # of a run without momentum
+        return None
+    return [_to_numpy(path, f"momentum of parameter {i}", buffer) for i, buffer in zip(order, buffers, strict=True)]
+
+
+def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], own: dict | None = None) -> None:
+    """Writes the whole file or none; `own` goes into the metadata with a checksum, and comes back by `read_weights`."""
+    import safetensors.numpy
+
+    metadata = {"format": "pt"}
+    if own is not None:
+        text = json.dumps(own)
+        metadata = {"eca_jax": text, "sha256": digest(tensors, text)}
+    # safetensors writes the memory of an array in whatever order it is.
+    write(path, safetensors.numpy.save({key: np.asarray(value, order="C") for key, value in tensors.items()}, metadata))
+
+
+def write_torch(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
+    """Writes the whole file or none; NumPy arrays, also in nested dicts, become tensors."""
+    torch = import_torch(f"writing {path}")
+
+    def tensors(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: tensors(item) for key, item in value.items()}
+        if not isinstance(value, np.ndarray):
+            return value
+        if value.dtype.name == "bfloat16":  # an extension of NumPy that PyTorch does not know
+            return torch.from_numpy(value.view(np.uint16).copy()).view(torch.bfloat16)
+        return torch.from_numpy(np.array(value))
+
+    buffer = io.BytesIO()
+    torch.save(tensors(content), buffer)
+    write(path, buffer.getbuffer())
+
+
+def digest(tensors: Mapping[str, np.ndarray], text: str) -> str:
+    """SHA-256 over the metadata and the tensors' names, types, shapes and bytes."""
+    result = hashlib.sha256(text.encode())
+    for key in sorted(tensors):
+        value = tensors[key]
+        result.update(f"{key} {value.dtype} {value.shape}\n".encode())
+        result.update(value.tobytes())
+    return result.hexdigest()
+
+
+def write(path: str | os.PathLike, data: bytes | memoryview) -> None:
+    """Writes the whole file or none: under another name beside `path`, which it takes when all is on the disk."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise EcaJaxError(f"{path} is a directory; expected the name of a file to write")
+    if not path.parent.is_dir():
+        raise EcaJaxError(f"there is no directory {path.parent} to write {path.name} into")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise EcaJaxError(f"cannot write {path}: {error.strerror}; what was there before is as it was") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def import_torch(what: str) -> Any:
+    """PyTorch, at the edge alone."""
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise EcaJaxError(f"{what} needs PyTorch: pip install 'eca-jax[torch]' (safetensors files do not)") from error
+    return torch
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]

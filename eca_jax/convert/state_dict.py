@@ -1,0 +1,244 @@
+"""A model to a PyTorch state dict and back: NumPy arrays by name, and nothing of PyTorch."""
+
+import dataclasses
+import fnmatch
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from eca_jax.convert.infer import infer
+from eca_jax.convert.leaves import COUNTER, Leaf, leaves
+from eca_jax.convert.tables import TABLES, rename
+from eca_jax.errors import EcaJaxError
+from eca_jax.models.base import Architecture, Backbone
+from eca_jax.models.mobilenetv2 import MobileNetV2
+from eca_jax.models.registry import MODELS, PAPER, create_model
+
+NATIVE = "eca_jax"
+"""The source whose names and layouts are our own."""
+SOURCES = (*TABLES, NATIVE)
+Tensors = Mapping[str, np.ndarray]
+
+# Attentions that the classes of a source have; what a source cannot say would be computed differently there.
+ATTENTIONS = {"ecanet": ("none", "eca", "eca_ns"), "torchvision": ("none",), "timm": ("none", "eca", "se")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One array: ours, and its name in the source."""
+
+    leaf: Leaf
+    name: str
+    native: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In the source's layout."""
+        shape = self.leaf.variable.shape
+        # A view that spends no memory, whatever the shape says.
+        return shape if self.native else self.leaf.layout.to_torch(np.broadcast_to(np.float32(0), shape)).shape
+
+    def to_source(self, value: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(value if self.native else self.leaf.layout.to_torch(value))
+
+    def from_source(self, value: np.ndarray) -> np.ndarray:
+        return value if self.native else self.leaf.layout.from_torch(value)
+
+
+def entries(model: Backbone, source: str) -> list[Entry]:
+    """All arrays of a model with their names in a source, in the order of the source's state dict."""
+    order = _definition_order(model.architecture)
+    found = sorted(leaves(model), key=lambda leaf: order[leaf.path])
+    if source == NATIVE:
+        return [Entry(leaf, leaf.path, native=True) for leaf in found]
+    rows = TABLES[source][type(model)]
+    return [Entry(leaf, f"{rename(leaf.module, rows)}.{leaf.torch_name}", native=False) for leaf in found]
+
+
+@functools.cache
+def _definition_order(architecture: Architecture) -> dict[str, int]:
+    """Path -> place among the arrays as the classes define them, which is the order of PyTorch's state dicts."""
+    paths = []
+
+    def build() -> Backbone:
+        model = build_architecture(architecture, nnx.Rngs(0))
+        paths.extend(leaf.path for leaf in leaves(model))
+        return model
+
+    nnx.eval_shape(build)
+    return {path: i for i, path in enumerate(paths)}
+
+
+def build_architecture(architecture: Architecture, rngs: nnx.Rngs, **settings) -> Backbone:
+    """`create_model` of an architecture; `settings` are those that it does not hold."""
+    fields = {field.name: getattr(architecture, field.name) for field in dataclasses.fields(architecture)}
+    return create_model(**fields, rngs=rngs, **settings)
+
+
+def to_state_dict(model: Backbone, source: str) -> dict[str, np.ndarray]:
+    """The state dict that the source's class loads with `strict=True`, values bit for bit the model's.
+
+    Args:
+      model: any model of `create_model`.
+      source: 'ecanet', 'torchvision' or 'timm'; or 'eca_jax', whose names and layouts are our own.
+
+    Raises:
+      EcaJaxError: the source has no class that computes what this model does.
+    """
+    _check_expressible(model, source)
+    tensors = {}
+    for entry in entries(model, source):
+        tensors[entry.name] = entry.to_source(np.asarray(entry.leaf.variable[...]))
+        if entry.leaf.name == "var" and source != NATIVE:
+            tensors[entry.name.removesuffix("running_var") + COUNTER] = np.zeros((), np.int64)
+    return tensors
+
+
+def from_state_dict(
+    tensors: Tensors,
+    *,
+    source: str | None = None,
+    architecture: Architecture | None = None,
+    name: str | None = None,
+    num_classes: int | None = None,
+    skip: Sequence[str] = (),
+    rngs: nnx.Rngs | None = None,
+    **settings,
+) -> Backbone:
+    """The model of a state dict, in evaluation mode; its arrays are those of the state dict bit for bit.
+
+    Args:
+      tensors: name -> array. A prefix `module.` on all names is dropped.
+      source, architecture: what they are of; None is inferred from names and shapes.
+      name: the model that is expected; another one is refused.
+      num_classes: of the new head, where `skip` leaves out the old one.
+      skip: shell patterns of names in the state dict that keep their fresh initialisation: 'fc.*' for another head.
+      rngs: for what is skipped.
+      settings: `dtype`, `param_dtype`, `batch_norm_group`, ... of `create_model`.
+
+    Raises:
+      EcaJaxError: all that is missing, unexpected, of another shape, not finite, at once.
+    """
+    if tensors and all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    tensors = {key: value for key, value in tensors.items() if not key.endswith(COUNTER)}
+    if source is None or architecture is None:
+        source, architecture = infer({key: value.shape for key, value in tensors.items()})
+    if name is not None and not _same_model(name, architecture):
+        raise EcaJaxError(f"the weights are of {architecture.name!r}, the model asked for is {name!r}")
+    if num_classes is not None and num_classes != architecture.num_classes:
+        if not skip:
+            head = "classifier" if "mobilenet" in architecture.name else "fc"
+            raise EcaJaxError(
+                f"the weights have {architecture.num_classes} classes, the model asked for {num_classes}: "
+                f"skip=('{head}.*',) (on the command line --skip '{head}.*') starts a new head"
+            )
+        architecture = dataclasses.replace(architecture, num_classes=num_classes)
+    architecture = dataclasses.replace(architecture, name=name or architecture.name)
+
+    def build() -> Backbone:
+        return build_architecture(architecture, rngs or nnx.Rngs(0), **settings)
+
+    model = build() if skip else nnx.eval_shape(build)
+
+    def skipped(key: str) -> bool:
+        return any(fnmatch.fnmatchcase(key, pattern) for pattern in skip)
+
+    wanted = {entry.name: entry for entry in entries(model, source) if not skipped(entry.name)}
+    given = {key: value for key, value in tensors.items() if not skipped(key)}
+    unused = [pattern for pattern in skip if not any(fnmatch.fnmatchcase(key, pattern) for key in tensors)]
+    faults = {
+        "patterns to skip that match nothing": unused,
+        "missing": [key for key in wanted if key not in given],
+        "unexpected": [key for key in given if key not in wanted],
+        "of another shape": [
+            f"{key} {given[key].shape} instead of {entry.shape}"
+            for key, entry in wanted.items()
+            if key in given and given[key].shape != entry.shape
+        ],
+    }
+    if not any(faults.values()):
+        # Only now is anything of the size that the shapes claim looked at.
+        faults["not finite"] = [key for key in wanted if not np.isfinite(given[key]).all()]
+    if any(faults.values()):
+        listed = "; ".join(f"{what}: {_some(keys)}" for what, keys in faults.items() if keys)
+        raise EcaJaxError(f"the state dict does not fit {architecture.name!r} as {source} has it: {listed}")
+    for key, entry in wanted.items():
+        value = entry.from_source(given[key])
+        entry.leaf.variable.set_value(jnp.asarray(value, dtype=entry.leaf.variable.dtype))
+    model.eval()
+    return model
+
+
+def _some(keys: Sequence[str], n: int = 6) -> str:
+    return ", ".join(keys[:n]) + (f" and {len(keys) - n} more" if len(keys) > n else "")
+
+
+def _same_model(name: str, architecture: Architecture) -> bool:
+    """Whether `name` builds this architecture: `resnet50` does with ECA as well, as an attention of its own."""
+    if name not in MODELS:
+        return True  # create_model answers with the nearest
+    backbone, own = MODELS[name]
+    return backbone == MODELS[architecture.name][0] and own.kind in ("none", architecture.attention.kind)
+
+
+def _check_expressible(model: Backbone, source: str) -> None:
+    if source == NATIVE:
+        return
+    if source not in TABLES:
+        raise EcaJaxError(f"unknown source {source!r}; expected one of {', '.join(SOURCES)}")
+    architecture, attention = model.architecture, model.architecture.attention
+    reason = None
+    if attention.kind not in ATTENTIONS[source]:
+        reason = f"the attention {attention.kind!r}"
+    elif attention.kind == "eca" and attention.circular:
+        reason = "circular padding in ECA"
+    elif attention.kind == "se" and not attention.bias:
+        reason = "SE without biases"
+    elif source == "timm" and attention.kind == "eca" and not _follows_formula(architecture):
+        reason = f"the kernel sizes {attention.kernel_sizes} (its ECA always takes the formula's)"
+    elif source != "timm" and MODELS[architecture.name][0] not in PAPER:
+        reason = f"the stem and shortcuts of {architecture.name!r}"
+    elif isinstance(model, MobileNetV2) and (architecture.small_stem or (source, attention.kind) == ("timm", "eca")):
+        reason = "such a MobileNetV2"
+    if reason:
+        raise EcaJaxError(f"{source} has no model with {reason}; write it as safetensors with our own names instead")
+
+
+def _follows_formula(architecture: Architecture) -> bool:
+    """timm's own networks were published with the formula's sizes."""
+    policy = architecture.attention.kernel_sizes
+    return policy == "adaptive" or (policy == "released" and MODELS[architecture.name][0] not in PAPER)
+
+
+def momentum_to_state_dict(model: Backbone, trace: nnx.State, source: str) -> dict[str, np.ndarray]:
+    """SGD's momentum, a tree like the model's parameters, by the source's names and in its layouts."""
+    return {
+        entry.name: entry.to_source(np.asarray(entry.leaf.variable[...]))
+        for entry in entries(_with_params(model, trace), source)
+        if entry.leaf.trainable
+    }
+
+
+def momentum_from_state_dict(model: Backbone, buffers: Tensors, source: str) -> nnx.State:
+    """The inverse: a tree like the model's parameters."""
+    copy = nnx.clone(model)
+    wanted = {entry.name: entry for entry in entries(copy, source) if entry.leaf.trainable}
+    if set(wanted) != set(buffers) or any(wanted[key].shape != value.shape for key, value in buffers.items()):
+        raise EcaJaxError("the optimiser's momentum does not fit the model: it is of other parameters")
+    for key, entry in wanted.items():
+        entry.leaf.variable.set_value(jnp.asarray(entry.from_source(buffers[key]), dtype=entry.leaf.variable.dtype))
+    return nnx.as_pure(nnx.state(copy, nnx.Param))
+
+
+def _with_params(model: Backbone, params: nnx.State) -> Backbone:
+    graphdef, _, rest = nnx.split(model, nnx.Param, ...)
+    return nnx.merge(graphdef, params, rest)
+
+
+def parameter_order(model: Backbone, source: str) -> list[str]:
+    """Names of the trainable arrays as PyTorch's optimiser counts them."""
+    return [entry.name for entry in entries(model, source) if entry.leaf.trainable]

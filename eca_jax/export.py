@@ -1,0 +1,408 @@
+"""A trained model as one file that runs without eca_jax: StableHLO for JAX, ONNX for other runtimes.
+
+Both files hold the network in evaluation mode with its weights, and map `images`, float32 (b, image_size, image_size,
+3), to `logits`, (b, num_classes), for any batch size b. The images are RGB, scaled from bytes to 0..1, then normalised
+as in training: minus the `mean`, divided by the `std` of the run's `eca_jax.data.preprocess.PreprocessConfig`. A file
+gets its name only after what was written has been read back and has given the logits of the model.
+"""
+
+import contextlib
+import operator
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import export
+from jax.extend import core
+
+import eca_jax
+from eca_jax.errors import EcaJaxError, nearest
+from eca_jax.models.base import Backbone
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+CHECKED_BATCHES = (1, 3)
+"""Batch sizes that a file is checked with: the one that broadcasts by mistake, and another."""
+
+# The largest difference that rounding explains, as a share of the largest logit. In float32 (2^-24) the sum of a 3x3
+# convolution over 512 channels rounds like sqrt(4608) = 68 roundings and 150 layers add like sqrt(150) = 12: 5e-5.
+# Where products are rounded to bfloat16 (2^-9; TPUs and GPUs do that, or TF32, to float32 by default), sums still are
+# float32: each layer rounds a few times, sqrt(3 * 150) = 21 in all: 4e-2. What is wrongly exported is off by 1.
+FLOAT32_TOLERANCE = 1e-4
+BFLOAT16_TOLERANCE = 8e-2
+
+Logits = Callable[[Any], Any]
+
+
+def export_stablehlo(
+    model: Backbone,
+    path: str | os.PathLike[str],
+    *,
+    image_size: int,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+) -> None:
+    """Writes the model as serialised StableHLO, which JAX runs without this package.
+
+    Later versions of JAX read it for at least half a year, as JAX promises of its exports:
+
+        exported = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
+        logits = exported.call(images)  # float32 (b, image_size, image_size, 3) -> (b, num_classes)
+
+    Args:
+      model: in training or evaluation mode; it stays as it is.
+      path: of the new file; an old one is replaced.
+      image_size: side of the images in pixels.
+      platforms: where the file is to run: 'cpu', 'cuda', 'rocm', 'tpu'. One of them must be here, for the check.
+
+    Raises:
+      EcaJaxError: for a path, size or platform that cannot be, or when the file does not give the model's logits.
+    """
+    _check_image_size(model, image_size)
+    device = _check_platforms(platforms)
+    logits = _logits_function(model)
+    with _named_when_done(path) as temporary, jax.default_device(device):
+        exported = export.export(jax.jit(logits), platforms=tuple(platforms))(_images(image_size))
+        temporary.write_bytes(exported.serialize())
+        restored = export.deserialize(bytearray(temporary.read_bytes()))
+        narrow = "f16[" in str(jax.make_jaxpr(logits)(_images(image_size)))  # types are printed as bf16[b,8,8,64]
+        tolerance = BFLOAT16_TOLERANCE if narrow or device.platform != "cpu" else FLOAT32_TOLERANCE
+        _compare(restored.call, logits, image_size, tolerance)
+
+
+def export_onnx(
+    model: Backbone, path: str | os.PathLike[str], *, image_size: int, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes the model as ONNX (opset 17): input `images`, output `logits`, first dimension `b`.
+
+    Inside, activations are (b, c, h, w), as ONNX's convolutions want them.
+
+    Args:
+      model: in training or evaluation mode; it stays as it is. It computes in float32.
+      path: of the new file; an old one is replaced.
+      image_size: side of the images in pixels.
+      metadata: goes into the file's `metadata_props`, e.g. the mean and std of the normalisation, or the class names.
+
+    Raises:
+      EcaJaxError: for a path or size that cannot be, a model that does not compute in float32, missing packages, or
+        when ONNX Runtime does not find the model's logits.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise EcaJaxError(f"export to ONNX needs {error.name}: pip install 'eca-jax[onnx]'") from None
+
+    _check_image_size(model, image_size)
+    logits = _logits_function(model)
+    with _named_when_done(path) as temporary:
+        graph = onnx_graph(jax.make_jaxpr(logits)(_images(image_size)), "eca_jax")
+        proto = onnx.helper.make_model(
+            graph,
+            opset_imports=[onnx.helper.make_opsetid("", 17)],
+            ir_version=8,  # the one that came with opset 17: older runtimes refuse newer ones
+            producer_name="eca_jax",
+            producer_version=eca_jax.__version__,
+            doc_string=(
+                f"images: float32 (b, {image_size}, {image_size}, 3), RGB, scaled to 0..1, minus the mean and divided "
+                "by the standard deviation of the training run. logits: float32 (b, classes)."
+            ),
+        )
+        onnx.helper.set_model_props(proto, dict(metadata or {}))
+        temporary.write_bytes(proto.SerializeToString())
+        onnx.checker.check_model(str(temporary), full_check=True)
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        with jax.default_matmul_precision("highest"):  # accelerators round float32 products by default
+            _compare(lambda x: session.run(["logits"], {"images": x})[0], logits, image_size, FLOAT32_TOLERANCE)
+
+
+def _check_image_size(model: Backbone, image_size: int) -> None:
+    least = model.feature_info[-1].stride
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < least:
+        raise EcaJaxError(
+            f"image_size: expected a whole number of at least {least} pixels, which this network shrinks to one, "
+            f"got {image_size!r}; give the size that it was trained with"
+        )
+
+
+def _check_platforms(platforms: Sequence[str]) -> Any:
+    """The device that checks the file: the CPU where it may, because it does not round products."""
+    for platform in platforms:
+        if platform not in PLATFORMS:
+            raise EcaJaxError(f"platforms: unknown platform {platform!r}.{nearest(platform, PLATFORMS)}")
+    for platform in sorted(platforms, key=PLATFORMS.index):
+        with contextlib.suppress(RuntimeError):  # JAX's answer for a platform that is not here
+            return jax.local_devices(backend=platform)[0]
+    raise EcaJaxError(
+        f"platforms: none of {list(platforms)} is here to check the file on; add {jax.default_backend()!r}"
+    )
+
+
+def _logits_function(model: Backbone) -> Logits:
+    """images -> logits of a copy in evaluation mode, its weights on the host: no device or mesh is written down."""
+    graphdef, state = nnx.split(model)
+    copy = nnx.merge(graphdef, jax.device_get(state))
+    copy.eval()
+
+    def logits(images: jax.Array) -> jax.Array:
+        return copy(images)
+
+    return logits
+
+
+def _images(image_size: int) -> jax.ShapeDtypeStruct:
+    (b,) = export.symbolic_shape("b")
+    return jax.ShapeDtypeStruct((b, image_size, image_size, 3), jnp.float32)
+
+
+@contextlib.contextmanager
+def _named_when_done(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A temporary file beside `path` that takes its name if the block ends well, and is deleted if not."""
+    path = pathlib.Path(path)
+    if os.path.isdir(path):
+        raise EcaJaxError(f"cannot write {path}: it is a directory; give the name of a file in it")
+    if not os.path.isdir(path.parent):
+        raise EcaJaxError(f"cannot write {path}: there is no directory {path.parent}; create it first")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()  # finds out before the work
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise EcaJaxError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _compare(exported: Logits, model: Logits, image_size: int, tolerance: float) -> None:
+    """Raises unless both give the same logits for random images, in batches of every checked size."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((max(CHECKED_BATCHES), image_size, image_size, 3), np.float32)
+    logits = np.asarray(jax.jit(model)(images), np.float64)  # compiled once: an image's logits depend on no other
+    for size in CHECKED_BATCHES:
+        got, want = np.asarray(exported(images[:size]), np.float64), logits[:size]
+        if got.shape != want.shape:
+            raise EcaJaxError(f"export: expected logits {want.shape}, the file gives {got.shape}; nothing was written")
+        error, scale = np.abs(got - want).max(), np.abs(want).max()
+        if not error <= tolerance * scale:  # also when a logit is not finite
+            raise EcaJaxError(
+                f"export: for {size} random images the file's logits differ from the model's by {error:.3g}; expected "
+                f"at most {tolerance:g} of the largest logit, {scale:.3g}; nothing was written. Are the weights finite?"
+            )
+
+
+# From a jaxpr to ONNX. A value is a NumPy array where no input reaches it (weights, and all that follows from them
+# alone, is computed here), else the name of a tensor. Every tensor of four dimensions is (b, c, h, w) in ONNX and
+# (b, h, w, c) in the jaxpr, so that the graph transposes once, its input, and not around every convolution.
+
+Value = np.ndarray | str
+NCHW = (0, 3, 1, 2)  # axis i in ONNX is axis NCHW[i] in the jaxpr
+ELEMENTWISE = {
+    "add": "Add",
+    "sub": "Sub",
+    "mul": "Mul",
+    "div": "Div",
+    "max": "Max",
+    "min": "Min",
+    "logistic": "Sigmoid",
+}
+
+
+def onnx_graph(jaxpr: core.ClosedJaxpr, name: str):
+    """The `onnx.GraphProto` of a function with one input, `images` (b, h, w, c), and one output, `logits`.
+
+    Args:
+      jaxpr: of float32 alone, with the operations that the package's networks have in evaluation mode; b is symbolic.
+      name: of the graph.
+
+    Raises:
+      EcaJaxError: names an operation, or a use of one, that has no translation here, or a dtype other than float32.
+    """
+    from onnx import TensorProto, helper
+
+    builder = _Builder()
+    x = builder.node("Transpose", "images", perm=NCHW)
+    (y,) = builder.run(jaxpr.jaxpr, jaxpr.consts, [x])
+    builder.nodes.append(helper.make_node("Identity", [builder.tensor(y)], ["logits"]))
+    (images,), (logits,) = jaxpr.in_avals, jaxpr.out_avals
+    return helper.make_graph(
+        builder.nodes,
+        name,
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["b", *images.shape[1:]])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", *logits.shape[1:]])],
+        initializer=builder.initializers,
+    )
+
+
+class _Builder:
+    """Nodes and initialisers of a graph, and methods that add to them.
+
+    `op_NAME` translates the operation NAME; None says that this use of it has no translation.
+    """
+
+    def __init__(self):
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+
+    def node(self, op: str, *inputs: Value, **attributes) -> str:
+        """Adds a node and names its output."""
+        from onnx import helper
+
+        name = f"{op.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, [self.tensor(v) for v in inputs], [name], name, **attributes))
+        return name
+
+    def tensor(self, value: Value) -> str:
+        """The name of a value; an array becomes an initialiser as it is."""
+        from onnx import numpy_helper
+
+        if isinstance(value, str):
+            return value
+        name = f"constant_{len(self.initializers)}"
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def run(self, jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Value]) -> list[Value]:
+        """Adds the operations of a jaxpr; returns its results."""
+        values: dict[Any, Value] = {
+            **dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True)),
+            **dict(zip(jaxpr.invars, args, strict=True)),
+        }
+
+        def read(atom: Any) -> Value:
+            dtype = atom.aval.dtype
+            return np.asarray(atom.val, dtype) if isinstance(atom, core.Literal) else values[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs = [read(atom) for atom in eqn.invars]
+            name = eqn.primitive.name
+            if name in ("jit", "custom_jvp_call"):
+                inner = eqn.params["jaxpr" if name == "jit" else "call_jaxpr"]
+                outputs = self.run(inner.jaxpr, inner.consts, inputs)
+            elif not any(isinstance(value, str) for value in inputs):
+                results = eqn.primitive.bind(*inputs, **eqn.params)
+                outputs = [np.asarray(y) for y in (results if eqn.primitive.multiple_results else [results])]
+            else:
+                outputs = [self.operation(eqn, inputs)]
+            values.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def operation(self, eqn: core.JaxprEqn, inputs: list[Value]) -> str:
+        """Adds one operation on at least one tensor."""
+        name = eqn.primitive.name
+        atoms: list[Any] = [*eqn.invars, *eqn.outvars]
+        for atom in atoms:
+            if jnp.issubdtype(atom.aval.dtype, jnp.floating) and atom.aval.dtype != jnp.float32:
+                raise EcaJaxError(
+                    f"export to ONNX: the model computes in {atom.aval.dtype}, expected float32: create it with "
+                    "dtype=float32 and give it the same weights"
+                )
+        if name in ELEMENTWISE:
+            return self.elementwise(name, inputs)
+        method = getattr(self, f"op_{name}", None)
+        result = method(eqn, *inputs) if method else None
+        if result is None:
+            raise EcaJaxError(
+                f"export to ONNX: this use of the operation {name!r} has no translation: {eqn}; "
+                "add it to eca_jax/export.py, or use export_stablehlo"
+            )
+        return result
+
+    def elementwise(self, name: str, inputs: list[Value]) -> str:
+        arrays = [v.transpose(NCHW) if isinstance(v, np.ndarray) and v.ndim == 4 else v for v in inputs]
+        if name == "max" and isinstance(arrays[1], np.ndarray) and not arrays[1].any():
+            return self.node("Relu", arrays[0])
+        if name == "sub" and isinstance(arrays[1], np.ndarray):  # runtimes fuse a convolution with Add, not with Sub
+            return self.node("Add", arrays[0], -arrays[1])
+        return self.node(ELEMENTWISE[name], *arrays)
+
+    def op_conv_general_dilated(self, eqn: core.JaxprEqn, x: Value, kernel: Value) -> str | None:
+        p = eqn.params
+        numbers = p["dimension_numbers"]
+        nhwc = numbers.lhs_spec == numbers.out_spec == NCHW and numbers.rhs_spec == (3, 2, 0, 1)
+        if not nhwc or isinstance(kernel, str) or p["batch_group_count"] != 1 or set(p["lhs_dilation"]) != {1}:
+            return None
+        return self.node(
+            "Conv",
+            x,
+            kernel.transpose(3, 2, 0, 1),
+            strides=p["window_strides"],
+            dilations=p["rhs_dilation"],
+            group=p["feature_group_count"],
+            pads=_begins_and_ends(p["padding"]),
+        )
+
+    def op_reduce_window_max(self, eqn: core.JaxprEqn, x: Value) -> str | None:
+        p = eqn.params
+        window, strides, padding = (
+            [p[key][i] for i in NCHW] for key in ("window_dimensions", "window_strides", "padding")
+        )
+        dilated = {*p["base_dilation"], *p["window_dilation"]} != {1}
+        if dilated or [*window[:2], *strides[:2], *padding[:2]] != [1, 1, 1, 1, (0, 0), (0, 0)]:
+            return None
+        pads = _begins_and_ends(padding[2:])
+        return self.node("MaxPool", x, kernel_shape=window[2:], strides=strides[2:], pads=pads)
+
+    def op_dot_general(self, eqn: core.JaxprEqn, x: Value, y: Value) -> str | None:
+        (contracted, batch) = eqn.params["dimension_numbers"]
+        plain = [[*axes] for axes in (*contracted, *batch)] == [[1], [0], [], []]
+        return self.node("MatMul", x, y) if plain and len(_shape(eqn)) == 2 else None
+
+    def op_reduce_sum(self, eqn: core.JaxprEqn, x: Value) -> str | None:
+        if len(_shape(eqn)) != 4 or sorted(eqn.params["axes"]) != [1, 2]:
+            return None
+        return self.node("ReduceSum", x, np.array([2, 3]), keepdims=0)
+
+    def op_broadcast_in_dim(self, eqn: core.JaxprEqn, x: Value, *_: Value) -> str | None:
+        b, c = _shape(eqn)[0], _shape(eqn)[-1]
+        if tuple(eqn.params["broadcast_dimensions"]) != (0, 3) or tuple(eqn.params["shape"]) != (b, 1, 1, c):
+            return None
+        return self.node("Unsqueeze", x, np.array([2, 3]))
+
+    def op_pad(self, eqn: core.JaxprEqn, x: Value, fill: Value) -> str | None:
+        config = [tuple(map(operator.index, axis)) for axis in eqn.params["padding_config"]]
+        if len(_shape(eqn)) != 2 or any(interior or min(low, high) < 0 for low, high, interior in config):
+            return None
+        return self.node("Pad", x, np.array(_begins_and_ends([axis[:2] for axis in config])), fill)
+
+    def op_slice(self, eqn: core.JaxprEqn, x: Value) -> str | None:
+        p = eqn.params
+        b = _shape(eqn)[0]
+        if (
+            len(_shape(eqn)) != 2
+            or p["start_indices"][0] != 0
+            or p["limit_indices"][0] != b
+            or set(p["strides"] or [1]) != {1}
+        ):
+            return None
+        return self.columns(x, p["start_indices"][1], p["limit_indices"][1])
+
+    def op_gather(self, eqn: core.JaxprEqn, x: Value, start: Value) -> str | None:
+        """x[:, start : start + n], which is a gather where the batch size is symbolic."""
+        n, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+        columns = (n.offset_dims, n.start_index_map, n.collapsed_slice_dims, n.operand_batching_dims)
+        if columns != ((0, 1), (1,), (), ()) or isinstance(start, str) or sizes[0] != _shape(eqn)[0]:
+            return None
+        first = int(start.item())
+        return self.columns(x, first, first + sizes[1])
+
+    def columns(self, x: Value, start: int, stop: int) -> str:
+        return self.node("Slice", x, np.array([start]), np.array([stop]), np.array([1]))
+
+    def op_concatenate(self, eqn: core.JaxprEqn, *inputs: Value) -> str | None:
+        return self.node("Concat", *inputs, axis=eqn.params["dimension"]) if len(_shape(eqn)) == 2 else None
+
+
+def _shape(eqn: core.JaxprEqn) -> tuple[Any, ...]:
+    """Of the first operand, in the jaxpr."""
+    aval: Any = eqn.invars[0].aval
+    return aval.shape
+
+
+def _begins_and_ends(padding: Sequence[Sequence[int]]) -> list[int]:
+    """((low, high), ...) -> lows, then highs: ONNX's order."""
+    return [low for low, _ in padding] + [high for _, high in padding]

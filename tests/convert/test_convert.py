@@ -1,0 +1,194 @@
+"""Own weights out and in again, and what a conversion refuses; PyTorch's side is tested in tests/parity."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import eca_jax
+from eca_jax import cli
+from eca_jax.convert.convert import convert
+from eca_jax.convert.files import write_safetensors
+from eca_jax.convert.leaves import leaves
+from eca_jax.convert.pretrained import load, own_metadata
+from eca_jax.convert.state_dict import NATIVE, from_state_dict, to_state_dict
+from eca_jax.data.imagenet import class_names, readable
+from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.errors import EcaJaxError
+from eca_jax.nn import AttentionConfig
+
+
+def randomised(name: str, **options):
+    """A narrow model whose weights and running statistics are all random."""
+    options |= {"num_classes": 7, "width_multiplier": 0.125}
+    model = nnx.eval_shape(lambda: eca_jax.create_model(name, rngs=nnx.Rngs(0), **options))
+    rng = np.random.default_rng(0)
+    for leaf in leaves(model):
+        leaf.variable.set_value(jnp.asarray(rng.uniform(0.1, 1, leaf.variable.shape), jnp.float32))
+    model.eval()
+    return model
+
+
+def equal(a, b) -> bool:
+    a, b = (jax.tree.leaves(nnx.state(model, (nnx.Param, nnx.BatchStat))) for model in (a, b))
+    return len(a) == len(b) and all(map(np.array_equal, a, b))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "source"),
+    [
+        ("eca_resnet18", {"small_stem": True}, "ecanet"),
+        ("eca_resnet50", {"attention": AttentionConfig(kernel_sizes="adaptive")}, "ecanet"),
+        ("eca_resnet50", {"attention": AttentionConfig(kernel_sizes="adaptive")}, "timm"),
+        ("eca_resnet34", {"attention": AttentionConfig(kernel_sizes=(9, 1, 3, 5))}, "ecanet"),
+        ("resnet18", {"attention": AttentionConfig("eca_ns", kernel_sizes=(5, 5, 5, 5))}, "ecanet"),
+        ("eca_mobilenet_v2", {}, "ecanet"),
+        ("mobilenet_v2", {}, "timm"),
+        ("resnet34", {}, "torchvision"),
+        ("ecaresnetlight", {}, "timm"),
+        ("seresnet50t", {}, "timm"),
+    ],
+)
+def test_names_and_shapes_say_what_a_state_dict_is(name, options, source):
+    model = randomised(name, **options)
+    again = from_state_dict(to_state_dict(model, source))
+    assert again.architecture == model.architecture
+    assert equal(again, model)
+
+
+def test_own_safetensors_keep_everything(tmp_path):
+    model = randomised("se_mobilenet_v2", small_stem=True)
+    model.preprocess = PreprocessConfig(image_size=32, eval_resize=36, interpolation="bicubic", mean=(0.5, 0.4, 0.3))
+    write_safetensors(tmp_path / "m.safetensors", to_state_dict(model, NATIVE), own_metadata(model))
+    again = eca_jax.load_pretrained(tmp_path / "m.safetensors")
+    assert equal(again, model)
+    assert (again.architecture, again.preprocess) == (model.architecture, model.preprocess)
+
+
+def test_another_head_is_asked_for_by_name(tmp_path):
+    path = tmp_path / "m.safetensors"
+    model = randomised("eca_resnet18")
+    write_safetensors(path, to_state_dict(model, "ecanet"))
+    with pytest.raises(EcaJaxError, match=r"have 7 classes, the model asked for 3: skip=\('fc\.\*',\)"):
+        eca_jax.create_model("eca_resnet18", num_classes=3, rngs=nnx.Rngs(0), pretrained=path)
+    tuned = eca_jax.create_model("eca_resnet18", num_classes=3, rngs=nnx.Rngs(1), pretrained=path, skip=("fc.*",))
+    assert tuned.fc.kernel.shape == (64, 3)
+    assert not tuned.bn1.use_running_average
+    np.testing.assert_array_equal(tuned.layer4[1].conv2.kernel, model.layer4[1].conv2.kernel)
+    with pytest.raises(EcaJaxError, match="the weights are of 'eca_resnet18', the model asked for is 'resnet50'"):
+        eca_jax.create_model("resnet50", rngs=nnx.Rngs(0), pretrained=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "source", "reason"),
+    [
+        ("eca_resnet18", {}, "torchvision", "the attention 'eca'"),
+        ("eca_resnet50", {}, "timm", "the kernel sizes released"),
+        ("eca_resnet18", {"attention": AttentionConfig(circular=True)}, "ecanet", "circular padding in ECA"),
+        ("se_resnet50", {}, "timm", "SE without biases"),
+        ("se_resnet50", {}, "ecanet", "the attention 'se'"),
+        ("ecaresnet50d", {}, "ecanet", "the stem and shortcuts of 'ecaresnet50d'"),
+        ("mobilenet_v2", {"small_stem": True}, "torchvision", "such a MobileNetV2"),
+    ],
+)
+def test_what_a_source_would_compute_differently_is_refused(name, options, source, reason):
+    model = nnx.eval_shape(lambda: eca_jax.create_model(name, rngs=nnx.Rngs(0), **options))
+    with pytest.raises(EcaJaxError, match=f"{source} has no model with {reason}"):
+        to_state_dict(model, source)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data_dir):
+    from eca_jax.config import Config, DataConfig, ModelConfig
+    from eca_jax.training import train
+
+    config = Config(
+        model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.125),
+        data=DataConfig(name="digits", train_split="train[:128]", eval_split="test[:64]", num_threads=1),
+        preprocess=PreprocessConfig(image_size=8, eval_resize=8, augment="none", flip=False),
+        batch_size=64,
+        epochs=2,
+        workdir=str(tmp_path_factory.mktemp("run") / "run"),
+    )
+    train(config)
+    return config
+
+
+def test_a_run_is_loaded_converted_exported_and_used(run, tmp_path, capsys):
+    from eca_jax.training import load_run
+
+    model, _, _ = load_run(run.workdir)
+    file = tmp_path / "m.safetensors"
+    line = convert(run.workdir, file, "safetensors")
+    assert line.startswith("eca_resnet18 of eca_jax: attention eca, kernel sizes released, 10 classes, small_stem True")
+    for loaded in (eca_jax.load_pretrained(run.workdir), eca_jax.load_pretrained(file)):
+        assert equal(loaded, model)
+        assert loaded.preprocess == run.preprocess
+
+    from eca_jax.data.sources import open_source
+
+    data, _ = open_source("digits", "test")[0]
+    (tmp_path / "digit.png").write_bytes(data)
+    outputs = []
+    for where in (["--run", run.workdir], ["--weights", str(file), "--model", "eca_resnet18"]):
+        assert cli.main(["predict", *where, str(tmp_path / "digit.png")]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    assert cli.main(["predict", "--model", "eca_resnet18", str(tmp_path / "digit.png")]) == 2
+    assert "goes with --weights" in capsys.readouterr().err
+    assert cli.main(["export", str(file), str(tmp_path / "m.stablehlo"), "--platforms", "cpu"]) == 0
+    assert (tmp_path / "m.stablehlo").stat().st_size > 10_000
+    assert cli.main(["export", str(file), str(tmp_path / "m.tflite")]) == 2
+    assert "ends in .stablehlo or .onnx" in capsys.readouterr().err
+
+
+def test_a_run_of_weights_from_elsewhere(run, tmp_path):
+    import dataclasses
+
+    from eca_jax.training import train
+
+    file = tmp_path / "m.safetensors"
+    convert(run.workdir, file, "safetensors")
+    with pytest.raises(EcaJaxError, match="--config FILE has to say"):
+        convert(file, tmp_path / "new", "orbax")
+    other = dataclasses.replace(run, model=dataclasses.replace(run.model, name="resnet18"))
+    with pytest.raises(EcaJaxError, match="--config: its model is 'resnet18'"):
+        convert(file, tmp_path / "new", "orbax", config=other)
+    assert not (tmp_path / "new").exists()
+    assert "step 0, without momentum" in convert(file, tmp_path / "new", "orbax", config=run)
+    result = train(dataclasses.replace(run, workdir=str(tmp_path / "new")))
+    assert result.new_steps == 4
+    with pytest.raises(EcaJaxError, match="is not empty; expected a new directory"):
+        convert(file, tmp_path / "new", "orbax", config=run)
+
+
+def test_a_target_that_does_not_fit_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(EcaJaxError, match="--to: unknown 'tensorflow'; expected one of ecanet, "):
+        convert("nowhere.pth", tmp_path / "m", "tensorflow")
+    with pytest.raises(EcaJaxError, match=r"expected a file that ends in \.safetensors, got "):
+        convert("nowhere.pth", tmp_path / "m.pth", "safetensors")
+    with pytest.raises(EcaJaxError, match=r"--to timm: expected a file that ends in "):
+        convert("nowhere.pth", tmp_path / "m.onnx", "timm")
+
+
+def test_the_state_of_the_training_is_loaded_too(run):
+    loaded = load(run.workdir)
+    assert loaded.epoch == 2
+    momentum = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(loaded.momentum)])
+    assert np.abs(momentum).max() > 0
+
+
+def test_names_of_imagenet():
+    names = class_names(1000)
+    assert len(set(names)) == 1000
+    assert (names[0], names[207], names[999]) == ("tench", "golden retriever", "toilet tissue")
+    assert readable("n02099601") == "golden retriever"
+    assert class_names(3) == ("0", "1", "2")
+
+
+def test_metadata_is_json_that_a_person_can_read():
+    metadata = own_metadata(nnx.eval_shape(lambda: eca_jax.create_model("eca_resnet18", rngs=nnx.Rngs(0))))
+    assert json.loads(json.dumps(metadata))["architecture"]["attention"]["kind"] == "eca"

@@ -1,0 +1,267 @@
+"""The exported files, run by what a user has who does not have eca_jax: JAX alone, and ONNX Runtime."""
+
+import functools
+import importlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from eca_jax import create_model
+from eca_jax.errors import EcaJaxError
+from eca_jax.export import export_onnx, export_stablehlo, onnx_graph
+from eca_jax.models.base import Backbone
+from eca_jax.nn import AttentionConfig
+from tests.commands import environment
+
+export = importlib.import_module("eca_jax.export")
+SIZE = 32
+NARROW = {"width_multiplier": 0.125, "small_stem": True}
+MODELS = {
+    "eca": ("eca_resnet18", {"width_multiplier": 0.125}),  # the stem with the max pool
+    "circular": ("eca_resnet18", {**NARROW, "attention": AttentionConfig(circular=True)}),
+    "eca_ns": ("resnet18", {**NARROW, "attention": AttentionConfig("eca_ns")}),
+    "se": ("se_resnet18", {**NARROW, "attention": AttentionConfig(bias=True)}),
+    "plain bottleneck": ("resnet50", NARROW),
+    "mobilenet": ("eca_mobilenet_v2", {"width_multiplier": 0.25, "small_stem": True}),
+    "mobilenet se": ("se_mobilenet_v2", {"width_multiplier": 0.25}),
+}
+# Both families, two attentions that pad and one that does not; in ONNX, which compiles nothing, all of the above.
+STABLEHLO = ("eca", "circular", "se", "mobilenet")
+# Rounding alone, as argued in eca_jax/export.py.
+TOLERANCE = 1e-4
+
+
+@functools.cache
+def random_model(key: str, **kwargs) -> Backbone:
+    """In training mode; nothing is as it is initialised.
+
+    The variances are such that the images reach the logits, but roundings do not grow: with 0.05 to 0.3 MobileNetV2 in
+    float32 is 2% away from itself in float64.
+    """
+    name, settings = MODELS[key]
+    model = create_model(name, num_classes=10, rngs=nnx.Rngs(0), **settings, **kwargs)
+    rng = np.random.default_rng(0)
+    for path, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))):
+        shape = variable[...].shape
+        values = rng.normal(0.0, 0.1, shape)
+        if path[-1] == "kernel" and len(shape) > 1:
+            values = rng.normal(0.0, np.prod(shape[:-1]) ** -0.5, shape)
+        elif path[-1] == "kernel":  # ECA's
+            values = rng.normal(0.0, 1.0, shape)
+        elif path[-1] == "scale":
+            values = rng.uniform(0.5, 1.5, shape)
+        elif path[-1] == "var":
+            values = rng.uniform(0.2, 0.6, shape)
+        variable[...] = jnp.asarray(values, variable[...].dtype)
+    return model
+
+
+@functools.cache
+def images_and_logits(key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Five images and what the model itself makes of them."""
+    images = np.random.default_rng(1).normal(size=(5, SIZE, SIZE, 3)).astype(np.float32)
+    model = nnx.clone(random_model(key))
+    model.eval()
+    logits = np.asarray(nnx.jit(lambda m, x: m(x))(model, images))
+    # Else a file that ignores its input would pass.
+    assert logits.std(axis=0).max() > 0.02 * np.abs(logits).max()
+    return images, logits
+
+
+def assert_same(got: np.ndarray, want: np.ndarray) -> None:
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
+
+
+WITHOUT_ECA_JAX = """
+import pathlib, sys
+sys.modules["eca_jax"] = None
+try:
+    import eca_jax
+except ImportError:
+    pass
+else:
+    raise SystemExit("eca_jax can be imported")
+import jax, numpy as np
+
+for file in map(pathlib.Path, sys.argv[1:]):
+    exported = jax.export.deserialize(bytearray(file.read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu"), exported.platforms
+    images = np.load(file.with_suffix(".images.npy"))
+    np.save(file.with_suffix(".logits.npy"), exported.call(images))
+"""
+
+
+@pytest.fixture(scope="module")
+def stablehlo_dir(tmp_path_factory) -> pathlib.Path:
+    """Every model's file, and its logits as a process without eca_jax computes them."""
+    directory = tmp_path_factory.mktemp("stablehlo")
+    files = [directory / f"{key}.bin" for key in STABLEHLO]
+    for key, file in zip(STABLEHLO, files, strict=True):
+        export_stablehlo(random_model(key), file, image_size=SIZE)
+        np.save(file.with_suffix(".images.npy"), images_and_logits(key)[0])
+    command = [sys.executable, "-I", "-c", WITHOUT_ECA_JAX, *map(str, files)]
+    subprocess.run(command, cwd=directory, env=environment(), check=True, timeout=600)
+    return directory
+
+
+@pytest.mark.parametrize("key", STABLEHLO)
+def test_stablehlo_without_eca_jax(key: str, stablehlo_dir: pathlib.Path):
+    assert_same(np.load(stablehlo_dir / f"{key}.logits.npy"), images_and_logits(key)[1])
+
+
+def test_platforms_are_those_that_are_asked_for(tmp_path: pathlib.Path):
+    export_stablehlo(random_model("eca_ns"), tmp_path / "m.bin", image_size=SIZE, platforms=["rocm", "cpu"])
+    exported = jax.export.deserialize(bytearray((tmp_path / "m.bin").read_bytes()))
+    assert exported.platforms == ("rocm", "cpu")
+    assert str(exported.in_avals[0]) == f"float32[b,{SIZE},{SIZE},3]"
+
+
+def test_bfloat16_stays_bfloat16_in_stablehlo(tmp_path: pathlib.Path):
+    export_stablehlo(random_model("se", dtype=jnp.bfloat16), tmp_path / "m.bin", image_size=SIZE, platforms=["cpu"])
+    exported = jax.export.deserialize(bytearray((tmp_path / "m.bin").read_bytes()))
+    assert "xbf16>" in exported.mlir_module()
+    assert exported.out_avals[0].dtype == np.float32
+
+
+@pytest.mark.onnx
+@pytest.mark.parametrize("key", MODELS)
+def test_onnx_in_onnx_runtime(key: str, tmp_path: pathlib.Path):
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export_onnx(random_model(key), tmp_path / "m.onnx", image_size=SIZE, metadata={"classes": "0 1 2"})
+
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    (x,), (y,) = session.get_inputs(), session.get_outputs()
+    assert (x.name, x.shape, x.type) == ("images", ["b", SIZE, SIZE, 3], "tensor(float)")
+    assert (y.name, y.shape, y.type) == ("logits", ["b", 10], "tensor(float)")
+    assert session.get_modelmeta().custom_metadata_map == {"classes": "0 1 2"}
+    images, want = images_and_logits(key)
+    for b in (1, 5):
+        assert_same(session.run(["logits"], {"images": images[:b]})[0], want[:b])
+
+    nodes = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
+    assert nodes.count("Transpose") == 1  # the input's alone
+
+
+@pytest.mark.onnx
+def test_onnx_wants_float32(tmp_path: pathlib.Path):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(EcaJaxError, match="computes in bfloat16, expected float32"):
+        export_onnx(random_model("se", dtype=jnp.bfloat16), tmp_path / "m.onnx", image_size=SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.onnx
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (jnp.sin, "sin"),
+        (lambda x: x[..., 0].sum(1), "reduce_sum"),
+        (lambda x: x.sum((1, 2)).T, "transpose"),
+        (lambda x: x[:, ::2], "gather"),
+        (lambda x: jnp.broadcast_to(x.sum((1, 2))[:, None, None], x.shape), "broadcast_in_dim"),
+    ],
+)
+def test_onnx_refuses_what_it_cannot_translate(function, name: str):
+    pytest.importorskip("onnx")
+    (b,) = jax.export.symbolic_shape("b")
+    jaxpr = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((b, 4, 4, 3), jnp.float32))
+    with pytest.raises(EcaJaxError, match="has no translation"):
+        onnx_graph(jaxpr, "refused")
+
+
+EXPORTS = [
+    export_stablehlo,
+    pytest.param(export_onnx, marks=pytest.mark.onnx),
+]
+
+
+@pytest.fixture(params=EXPORTS)
+def write(request):
+    if request.param is export_onnx:
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+    return functools.partial(request.param, image_size=SIZE)
+
+
+def test_the_model_stays_as_it_is(write, tmp_path: pathlib.Path):
+    model = random_model("circular")
+    before = jax.tree.map(np.asarray, nnx.state(model))
+    write(model, tmp_path / "m")
+    assert not model.bn1.use_running_average
+    assert not model.dropout.deterministic
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, nnx.state(model)))
+    assert [file.name for file in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_file_that_differs_is_not_written(write, tmp_path: pathlib.Path, monkeypatch):
+    compare = export._compare
+    monkeypatch.setattr(export, "_compare", lambda got, *rest: compare(lambda x: np.asarray(got(x)) * 1.001, *rest))
+    (tmp_path / "m").write_text("the old one")
+    with pytest.raises(EcaJaxError, match="differ from the model's by"):
+        write(random_model("circular"), tmp_path / "m")
+    assert [file.name for file in tmp_path.iterdir()] == ["m"]
+    assert (tmp_path / "m").read_text() == "the old one"
+
+
+def test_weights_that_are_not_finite(write, tmp_path: pathlib.Path):
+    model = nnx.clone(random_model("circular"))
+    model.fc.bias[...] = model.fc.bias[...].at[3].set(jnp.nan)
+    with pytest.raises(EcaJaxError, match="Are the weights finite"):
+        write(model, tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written(write, tmp_path: pathlib.Path, monkeypatch):
+    model = random_model("circular")
+    with pytest.raises(EcaJaxError, match=r"there is no directory .*missing; create it first"):
+        write(model, tmp_path / "missing" / "m")
+    with pytest.raises(EcaJaxError, match="it is a directory"):
+        write(model, tmp_path)
+    with pytest.raises(EcaJaxError, match="File name too long"):
+        write(model, tmp_path / ("m" * 300))
+
+    def refuse(*_):  # permissions do not hold root back
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(EcaJaxError, match=r"cannot write .*m: Permission denied"):
+        write(model, tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [0, -32, 7, 32.0, True, None])
+def test_an_image_size_that_cannot_be(write, size, tmp_path: pathlib.Path):
+    with pytest.raises(EcaJaxError, match=f"image_size: expected .* at least 8 pixels.* got {size}"):
+        write(random_model("circular"), tmp_path / "m", image_size=size)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("platforms", "message"),
+    [
+        (["cpu", "gpu"], "unknown platform 'gpu'"),
+        ("cpu", "unknown platform 'c'"),
+        ([], r"none of \[\] is here"),
+        (["rocm"], r"none of \['rocm'\] is here to check the file on; add"),
+    ],
+)
+def test_platforms_that_cannot_be(platforms, message: str, tmp_path: pathlib.Path):
+    with pytest.raises(EcaJaxError, match=message):
+        export_stablehlo(random_model("circular"), tmp_path / "m", image_size=SIZE, platforms=platforms)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_missing_packages_are_named(package: str, tmp_path: pathlib.Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(EcaJaxError, match=r"pip install 'eca-jax\[onnx\]'"):
+        export_onnx(random_model("circular"), tmp_path / "m", image_size=SIZE)
