@@ -9,8 +9,7 @@ gets its name only after what was written has been read back and has given the l
 import contextlib
 import operator
 import os
-import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from jax import export
 from jax.extend import core
 
 import eca_jax
+from eca_jax.convert.files import write
 from eca_jax.errors import EcaJaxError, nearest
 from eca_jax.models.base import Backbone
 
@@ -64,13 +64,13 @@ def export_stablehlo(
     _check_image_size(model, image_size)
     device = _check_platforms(platforms)
     logits = _logits_function(model)
-    with _named_when_done(path) as temporary, jax.default_device(device):
-        exported = export.export(jax.jit(logits), platforms=tuple(platforms))(_images(image_size))
-        temporary.write_bytes(exported.serialize())
-        restored = export.deserialize(bytearray(temporary.read_bytes()))
+    with jax.default_device(device):
+        data = export.export(jax.jit(logits), platforms=tuple(platforms))(_images(image_size)).serialize()
+        restored = export.deserialize(data)
         narrow = "f16[" in str(jax.make_jaxpr(logits)(_images(image_size)))  # types are printed as bf16[b,8,8,64]
         tolerance = BFLOAT16_TOLERANCE if narrow or device.platform != "cpu" else FLOAT32_TOLERANCE
         _compare(restored.call, logits, image_size, tolerance)
+    write(path, data)
 
 
 def export_onnx(
@@ -98,25 +98,25 @@ def export_onnx(
 
     _check_image_size(model, image_size)
     logits = _logits_function(model)
-    with _named_when_done(path) as temporary:
-        graph = onnx_graph(jax.make_jaxpr(logits)(_images(image_size)), "eca_jax")
-        proto = onnx.helper.make_model(
-            graph,
-            opset_imports=[onnx.helper.make_opsetid("", 17)],
-            ir_version=8,  # the one that came with opset 17: older runtimes refuse newer ones
-            producer_name="eca_jax",
-            producer_version=eca_jax.__version__,
-            doc_string=(
-                f"images: float32 (b, {image_size}, {image_size}, 3), RGB, scaled to 0..1, minus the mean and divided "
-                "by the standard deviation of the training run. logits: float32 (b, classes)."
-            ),
-        )
-        onnx.helper.set_model_props(proto, dict(metadata or {}))
-        temporary.write_bytes(proto.SerializeToString())
-        onnx.checker.check_model(str(temporary), full_check=True)
-        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        with jax.default_matmul_precision("highest"):  # accelerators round float32 products by default
-            _compare(lambda x: session.run(["logits"], {"images": x})[0], logits, image_size, FLOAT32_TOLERANCE)
+    graph = onnx_graph(jax.make_jaxpr(logits)(_images(image_size)), "eca_jax")
+    proto = onnx.helper.make_model(
+        graph,
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+        ir_version=8,  # the one that came with opset 17: older runtimes refuse newer ones
+        producer_name="eca_jax",
+        producer_version=eca_jax.__version__,
+        doc_string=(
+            f"images: float32 (b, {image_size}, {image_size}, 3), RGB, scaled to 0..1, minus the mean and divided "
+            "by the standard deviation of the training run. logits: float32 (b, classes)."
+        ),
+    )
+    onnx.helper.set_model_props(proto, dict(metadata or {}))
+    data = proto.SerializeToString()
+    onnx.checker.check_model(data, full_check=True)
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    with jax.default_matmul_precision("highest"):  # accelerators round float32 products by default
+        _compare(lambda x: session.run(["logits"], {"images": x})[0], logits, image_size, FLOAT32_TOLERANCE)
+    write(path, data)
 
 
 def _check_image_size(model: Backbone, image_size: int) -> None:
@@ -156,26 +156,6 @@ def _logits_function(model: Backbone) -> Logits:
 def _images(image_size: int) -> jax.ShapeDtypeStruct:
     (b,) = export.symbolic_shape("b")
     return jax.ShapeDtypeStruct((b, image_size, image_size, 3), jnp.float32)
-
-
-@contextlib.contextmanager
-def _named_when_done(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """A temporary file beside `path` that takes its name if the block ends well, and is deleted if not."""
-    path = pathlib.Path(path)
-    if os.path.isdir(path):
-        raise EcaJaxError(f"cannot write {path}: it is a directory; give the name of a file in it")
-    if not os.path.isdir(path.parent):
-        raise EcaJaxError(f"cannot write {path}: there is no directory {path.parent}; create it first")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()  # finds out before the work
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise EcaJaxError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _compare(exported: Logits, model: Logits, image_size: int, tolerance: float) -> None:

@@ -222,9 +222,9 @@ def test_weights_that_are_not_finite(write, tmp_path: pathlib.Path):
 
 def test_a_place_that_cannot_be_written(write, tmp_path: pathlib.Path, monkeypatch):
     model = random_model("circular")
-    with pytest.raises(EcaJaxError, match=r"there is no directory .*missing; create it first"):
+    with pytest.raises(EcaJaxError, match=r"there is no directory .*missing to write m into"):
         write(model, tmp_path / "missing" / "m")
-    with pytest.raises(EcaJaxError, match="it is a directory"):
+    with pytest.raises(EcaJaxError, match="is a directory; expected the name of a file"):
         write(model, tmp_path)
     with pytest.raises(EcaJaxError, match="File name too long"):
         write(model, tmp_path / ("m" * 300))

@@ -174,12 +174,12 @@ def digest(tensors: Mapping[str, np.ndarray], text: str) -> str:
     return result.hexdigest()
 
 
-def write(path: str | os.PathLike, data: bytes | memoryview) -> None:
+def write(path: str | os.PathLike, data: bytes | bytearray | memoryview) -> None:
     """Writes the whole file or none: under another name beside `path`, which it takes when all is on the disk."""
     path = pathlib.Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise EcaJaxError(f"{path} is a directory; expected the name of a file to write")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise EcaJaxError(f"there is no directory {path.parent} to write {path.name} into")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

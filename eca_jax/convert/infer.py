@@ -25,7 +25,9 @@ def infer(shapes: Shapes) -> tuple[str, Architecture]:
             return _resnet(shapes)
         if "features.0.0.weight" in shapes or "conv_stem.weight" in shapes:
             return _mobilenet(shapes)
-    except (KeyError, IndexError, ZeroDivisionError) as error:
+    except EcaJaxError:
+        raise
+    except (LookupError, ZeroDivisionError, ValueError) as error:
         raise EcaJaxError(
             f"the state dict begins like a model of this package, but {error} is missing or has another shape"
         ) from error

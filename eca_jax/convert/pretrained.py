@@ -142,7 +142,10 @@ def identify(file: WeightFile) -> tuple[str, Architecture]:
 def preprocessing(file: WeightFile, path: pathlib.Path) -> PreprocessConfig:
     """From our own metadata, or timm's config.json beside the file; else ImageNet's usual 256 and 224 pixels."""
     if file.metadata:
-        return msgspec.convert(file.metadata["preprocess"], PreprocessConfig)
+        try:
+            return msgspec.convert(file.metadata["preprocess"], PreprocessConfig)
+        except (KeyError, msgspec.ValidationError) as error:
+            raise EcaJaxError(f"the metadata of {path} is of another version of eca_jax: {error}") from error
     config = path.parent / CONFIG
     if not config.is_file():
         return PreprocessConfig()
@@ -155,7 +158,7 @@ def preprocessing(file: WeightFile, path: pathlib.Path) -> PreprocessConfig:
             mean=tuple(values["mean"]),
             std=tuple(values["std"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise EcaJaxError(f"{config} does not say as timm does how images are made: {error!r}") from error
 
 

@@ -5,6 +5,7 @@ import fnmatch
 import functools
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -58,13 +59,23 @@ def entries(model: Backbone, source: str) -> list[Entry]:
     return [Entry(leaf, f"{rename(leaf.module, rows)}.{leaf.torch_name}", native=False) for leaf in found]
 
 
+class ShapesOnly(nnx.Rngs):
+    """One key for all layers, for `nnx.eval_shape`, where counting keys takes most of the time in deep networks."""
+
+    def __init__(self):
+        super().__init__(0)
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
 @functools.cache
 def _definition_order(architecture: Architecture) -> dict[str, int]:
     """Path -> place among the arrays as the classes define them, which is the order of PyTorch's state dicts."""
     paths = []
 
     def build() -> Backbone:
-        model = build_architecture(architecture, nnx.Rngs(0))
+        model = build_architecture(architecture, ShapesOnly())
         paths.extend(leaf.path for leaf in leaves(model))
         return model
 
@@ -139,10 +150,11 @@ def from_state_dict(
         architecture = dataclasses.replace(architecture, num_classes=num_classes)
     architecture = dataclasses.replace(architecture, name=name or architecture.name)
 
-    def build() -> Backbone:
-        return build_architecture(architecture, rngs or nnx.Rngs(0), **settings)
+    def build(rngs: nnx.Rngs) -> Backbone:
+        return build_architecture(architecture, rngs, **settings)
 
-    model = build() if skip else nnx.eval_shape(build)
+    # Until all is checked nothing is made of the size that a file claims.
+    model = nnx.eval_shape(lambda: build(ShapesOnly()))
 
     def skipped(key: str) -> bool:
         return any(fnmatch.fnmatchcase(key, pattern) for pattern in skip)
@@ -161,11 +173,22 @@ def from_state_dict(
         ],
     }
     if not any(faults.values()):
-        # Only now is anything of the size that the shapes claim looked at.
-        faults["not finite"] = [key for key in wanted if not np.isfinite(given[key]).all()]
+        faults["not floating-point numbers"] = [
+            f"{key} ({given[key].dtype})" for key in wanted if not jnp.issubdtype(given[key].dtype, jnp.floating)
+        ]
+    if not any(faults.values()):
+        with np.errstate(over="ignore"):  # of float64, answered with the rest
+            faults["not finite"] = [
+                key
+                for key, entry in wanted.items()
+                if not np.isfinite(given[key].astype(entry.leaf.variable.dtype)).all()
+            ]
     if any(faults.values()):
         listed = "; ".join(f"{what}: {_some(keys)}" for what, keys in faults.items() if keys)
         raise EcaJaxError(f"the state dict does not fit {architecture.name!r} as {source} has it: {listed}")
+    if skip:
+        model = build(rngs or nnx.Rngs(0))
+        wanted = {entry.name: entry for entry in entries(model, source) if not skipped(entry.name)}
     for key, entry in wanted.items():
         value = entry.from_source(given[key])
         entry.leaf.variable.set_value(jnp.asarray(value, dtype=entry.leaf.variable.dtype))

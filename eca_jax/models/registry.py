@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 
@@ -113,6 +114,8 @@ def create_model(
         model.train()
         return model
     num_classes = 1000 if num_classes is None else num_classes
+    if not 0 < width_multiplier < math.inf:
+        raise EcaJaxError(f"width_multiplier: expected a positive number, got {width_multiplier}")
     if num_classes < 1:
         raise EcaJaxError(f"num_classes: expected 1 or more, got {num_classes}")
     architecture = Architecture(name, num_classes, resolve_attention(name, attention), small_stem, width_multiplier)

@@ -1,4 +1,4 @@
-"""A run goes to PyTorch as the authors' kind of checkpoint, is loaded there, comes back, and goes on as if never away."""
+"""A run goes to PyTorch as the authors' kind of checkpoint, is loaded there, comes back, and goes on as before."""
 
 import dataclasses
 
