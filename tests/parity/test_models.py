@@ -105,7 +105,7 @@ def test_weights_go_both_ways_bit_for_bit(source, name):
 
     fill(ours)
     written = to_state_dict(ours, source)
-    theirs.load_state_dict({key: torch.from_numpy(value) for key, value in written.items()}, strict=True)
+    theirs.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in written.items()}, strict=True)
     back = from_state_dict(authors.arrays(theirs), source=source, architecture=architecture)
     assert_identical(by_path(back), by_path(ours))
 
@@ -211,7 +211,7 @@ def test_outputs_in_float64(source, name):
     with jax.enable_x64(True):
         ours = from_state_dict(authors.arrays(theirs), **authors.FLOAT64)
         deep = any(number in name for number in ("101", "152", "269"))  # more of the same blocks
-        for shape in ((1, 65, 90),) if deep else ((2, 64, 64), (1, 97, 97), (1, 65, 90)):
+        for shape in ((1, 65, 90),) if deep else ((2, 64, 64), (1, 65, 90)):
             images = random_images(*shape)
             actual = our_outputs(ours, jnp.asarray(images))
             assert actual["logits"].dtype == jnp.float64
