@@ -103,7 +103,9 @@ def main(args: Sequence[str] | None = None) -> int:
     command.add_argument("source", metavar="SRC", help="a weight file, the workdir of a run, or a name on the hub")
     command.add_argument("target", metavar="DST", help="a new .safetensors, .pth or .pth.tar file, or a new workdir")
     command.add_argument(
-        "--to", required=True, metavar="|".join(("ecanet", "torchvision", "timm", "safetensors", "orbax"))
+        "--to",
+        metavar="|".join(("ecanet", "torchvision", "timm", "safetensors", "orbax")),
+        help="whose form; default: our own file or a run, by the ending of DST",
     )
     command.add_argument("--config", help="--to orbax: the configuration of the run")
     _add_head_arguments(command)

@@ -317,6 +317,19 @@ class _Builder:
         )
 
     def op_reduce_window_max(self, eqn: core.JaxprEqn, x: Value) -> str | None:
+        attributes = self.window(eqn)
+        return None if attributes is None else self.node("MaxPool", x, **attributes)
+
+    def op_reduce_window_sum(self, eqn: core.JaxprEqn, x: Value) -> str | None:
+        """The average, of zeros where the window is over the border, times the window's size."""
+        attributes = self.window(eqn)
+        if attributes is None:
+            return None
+        size = np.asarray(np.prod(attributes["kernel_shape"]), np.float32)
+        return self.node("Mul", self.node("AveragePool", x, count_include_pad=1, **attributes), size)
+
+    def window(self, eqn: core.JaxprEqn) -> dict[str, Any] | None:
+        """Attributes of a pooling over height and width."""
         p = eqn.params
         window, strides, padding = (
             [p[key][i] for i in NCHW] for key in ("window_dimensions", "window_strides", "padding")
@@ -324,8 +337,7 @@ class _Builder:
         dilated = {*p["base_dilation"], *p["window_dilation"]} != {1}
         if dilated or [*window[:2], *strides[:2], *padding[:2]] != [1, 1, 1, 1, (0, 0), (0, 0)]:
             return None
-        pads = _begins_and_ends(padding[2:])
-        return self.node("MaxPool", x, kernel_shape=window[2:], strides=strides[2:], pads=pads)
+        return {"kernel_shape": window[2:], "strides": strides[2:], "pads": _begins_and_ends(padding[2:])}
 
     def op_dot_general(self, eqn: core.JaxprEqn, x: Value, y: Value) -> str | None:
         (contracted, batch) = eqn.params["dimension_numbers"]

@@ -29,6 +29,7 @@ MODELS = {
     "eca_ns": ("resnet18", {**NARROW, "attention": AttentionConfig("eca_ns")}),
     "se": ("se_resnet18", {**NARROW, "attention": AttentionConfig(bias=True)}),
     "plain bottleneck": ("resnet50", NARROW),
+    "averaged shortcuts": ("ecaresnet26t", {"width_multiplier": 0.125}),
     "mobilenet": ("eca_mobilenet_v2", {"width_multiplier": 0.25, "small_stem": True}),
     "mobilenet se": ("se_mobilenet_v2", {"width_multiplier": 0.25}),
 }

@@ -23,7 +23,7 @@ TARGETS = (*TABLES, "safetensors", "orbax")
 def convert(
     source: str | os.PathLike,
     target: str | os.PathLike,
-    to: str,
+    to: str | None = None,
     *,
     config: Config | None = None,
     num_classes: int | None = None,
@@ -36,13 +36,17 @@ def convert(
       target: `.safetensors`; `.pth` (a bare state dict) or `.pth.tar` (with epoch and momentum, as the authors save it)
         with `to` 'ecanet', 'torchvision' or 'timm'; a new directory with `to` 'orbax'.
       to: whose names: 'ecanet', 'torchvision', 'timm'; 'safetensors' is our own file, 'orbax' a run to be continued.
+        None is one of the last two where the target says which.
       config: of the run that 'orbax' writes.
       num_classes, skip: as in `load_pretrained`.
     """
-    if to not in TARGETS:
-        raise EcaJaxError(f"--to: unknown {to!r}; expected one of {', '.join(TARGETS)}")
     target = pathlib.Path(target)
     suffix = target.suffix
+    if to is None:
+        to = "safetensors" if suffix in SAFETENSORS else "orbax" if not suffix else None
+    if to not in TARGETS:
+        said = f"{target} does not say whose names it is to have" if to is None else f"unknown {to!r}"
+        raise EcaJaxError(f"--to: {said}; expected one of {', '.join(TARGETS)}")
     if to == "safetensors" and suffix not in SAFETENSORS:
         raise EcaJaxError(f"--to safetensors: expected a file that ends in .safetensors, got {target}")
     if to in TABLES and suffix not in (*SAFETENSORS, *TORCH):

@@ -116,9 +116,15 @@ def locate(source: str | os.PathLike) -> pathlib.Path:
 def _download(repository: str) -> pathlib.Path:
     import huggingface_hub
 
+    def get(file: str) -> pathlib.Path:
+        try:  # what is in the cache needs no network, not even to find out that there is none
+            return pathlib.Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
+        except huggingface_hub.errors.LocalEntryNotFoundError:
+            return pathlib.Path(huggingface_hub.hf_hub_download(repository, file))
+
     try:
-        huggingface_hub.hf_hub_download(repository, CONFIG)
-        return pathlib.Path(huggingface_hub.hf_hub_download(repository, WEIGHTS))
+        get(CONFIG)
+        return get(WEIGHTS)
     except Exception as error:  # no network, offline mode, no such repository: the hub has an exception for each
         reason = " ".join(str(error).split())[:200]
         raise EcaJaxError(

@@ -122,7 +122,7 @@ def test_a_run_is_loaded_converted_exported_and_used(run, tmp_path, capsys):
 
     model, _, _ = load_run(run.workdir)
     file = tmp_path / "m.safetensors"
-    line = convert(run.workdir, file, "safetensors")
+    line = convert(run.workdir, file)
     assert line.startswith("eca_resnet18 of eca_jax: attention eca, kernel sizes released, 10 classes, small_stem True")
     for loaded in (eca_jax.load_pretrained(run.workdir), eca_jax.load_pretrained(file)):
         assert equal(loaded, model)
@@ -168,6 +168,8 @@ def test_a_run_of_weights_from_elsewhere(run, tmp_path):
 def test_a_target_that_does_not_fit_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(EcaJaxError, match="--to: unknown 'tensorflow'; expected one of ecanet, "):
         convert("nowhere.pth", tmp_path / "m", "tensorflow")
+    with pytest.raises(EcaJaxError, match=r"m\.pth does not say whose names it is to have; expected one of"):
+        convert("nowhere.pth", tmp_path / "m.pth")
     with pytest.raises(EcaJaxError, match=r"expected a file that ends in \.safetensors, got "):
         convert("nowhere.pth", tmp_path / "m.pth", "safetensors")
     with pytest.raises(EcaJaxError, match=r"--to timm: expected a file that ends in "):
