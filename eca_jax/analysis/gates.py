@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from eca_jax.models.base import Backbone
-from eca_jax.nn.attention import ChannelGate, squeeze
+from eca_jax.nn.attention import ChannelGate
 
 
 def channel_gates(model: Backbone, images: jax.Array) -> dict[str, jax.Array]:
@@ -39,14 +39,14 @@ def channel_gates(model: Backbone, images: jax.Array) -> dict[str, jax.Array]:
     return {name: gates[name] for name in sorted(gates, key=order.index)}
 
 
-class _Recorder(nnx.Module):
+class _Recorder(ChannelGate):
     """Stands in an attention slot, and notes the gates that pass."""
 
     def __init__(self, attn: ChannelGate, name: str, gates: dict[str, jax.Array]):
         self.attn = attn
         self.note = nnx.static(lambda gate: gates.__setitem__(name, gate))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        gate = self.attn.gate(squeeze(x))
+    def gate(self, s: jax.Array) -> jax.Array:
+        gate = self.attn.gate(s)
         self.note(gate)
-        return x * gate.astype(x.dtype)[:, None, None, :]
+        return gate

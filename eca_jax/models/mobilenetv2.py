@@ -13,6 +13,7 @@ from flax import nnx
 from eca_jax.models.base import Backbone, Feature
 from eca_jax.nn.attention import kernel_sizes
 from eca_jax.nn.bricks import Bricks
+from eca_jax.nn.tail import conv_norm, tail
 
 
 class ConvBN(nnx.Module):
@@ -23,7 +24,7 @@ class ConvBN(nnx.Module):
         self.bn = bricks.norm(c_out)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nnx.relu6(self.bn(self.conv(x)))
+        return nnx.relu6(conv_norm(x, self.conv, self.bn))
 
 
 class InvertedResidual(nnx.Module):
@@ -43,8 +44,16 @@ class InvertedResidual(nnx.Module):
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         h = x if self.expand is None else self.expand(x)
-        h = self.attn(self.bn(self.project(self.depthwise(h))))
-        return x + self.drop_path(h, rngs=rngs) if self.residual else h
+        return tail(
+            self.depthwise(h),
+            self.project,
+            self.bn,
+            self.attn,
+            drop_path=self.drop_path,
+            rngs=rngs,
+            shortcut=x if self.residual else None,
+            relu=False,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

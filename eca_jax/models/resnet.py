@@ -16,6 +16,7 @@ from eca_jax.models.base import Backbone, Feature
 from eca_jax.nn.attention import Identity, kernel_sizes
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.layers import linear
+from eca_jax.nn.tail import conv_norm, in_turn, tail
 
 
 def shortcut(c_in: int, c_out: int, stride: int, average: bool, bricks: Bricks) -> nnx.Sequential | None:
@@ -68,10 +69,11 @@ class BasicBlock(nnx.Module):
         self.downsample = shortcut(c_in, planes, stride, average, bricks)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        residual = x if self.downsample is None else self.downsample(x)
-        x = nnx.relu(self.bn1(self.conv1(x)))
-        x = self.drop_path(self.attn(self.bn2(self.conv2(x))), rngs=rngs)
-        return nnx.relu(x + residual)
+        residual = x if self.downsample is None else in_turn(x, *self.downsample.layers)
+        x = nnx.relu(conv_norm(x, self.conv1, self.bn1))
+        return tail(
+            x, self.conv2, self.bn2, self.attn, drop_path=self.drop_path, rngs=rngs, shortcut=residual, relu=True
+        )
 
 
 class Bottleneck(nnx.Module):
@@ -94,11 +96,12 @@ class Bottleneck(nnx.Module):
         self.downsample = shortcut(c_in, c_out, stride, average, bricks)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        residual = x if self.downsample is None else self.downsample(x)
-        x = nnx.relu(self.bn1(self.conv1(x)))
-        x = nnx.relu(self.bn2(self.conv2(x)))
-        x = self.drop_path(self.attn(self.bn3(self.conv3(x))), rngs=rngs)
-        return nnx.relu(x + residual)
+        residual = x if self.downsample is None else in_turn(x, *self.downsample.layers)
+        x = nnx.relu(conv_norm(x, self.conv1, self.bn1))
+        x = nnx.relu(conv_norm(x, self.conv2, self.bn2))
+        return tail(
+            x, self.conv3, self.bn3, self.attn, drop_path=self.drop_path, rngs=rngs, shortcut=residual, relu=True
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +198,8 @@ class ResNet(Backbone):
         self.fc = linear(c, num_classes, param_dtype=bricks.param_dtype, rngs=bricks.rngs)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
-        x = nnx.relu(self.bn1(self.conv1(x)))
+        stem = self.conv1.layers if isinstance(self.conv1, nnx.Sequential) else (self.conv1,)
+        x = nnx.relu(in_turn(x, *stem, self.bn1))
         if not self.small_stem:
             x = max_pool(x)
         outputs = {}

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention import AttentionConfig, Slot, build_attention
-from eca_jax.nn.layers import fan_out_normal
+from eca_jax.nn.layers import Conv, fan_out_normal
 from eca_jax.nn.norm import BatchNorm
 
 
@@ -37,7 +37,7 @@ class Bricks:
         if self.batch_norm_group is not None and self.batch_norm_group < 1:
             raise EcaJaxError(f"batch_norm_group: expected 1 or more, got {self.batch_norm_group}")
 
-    def conv(self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, *, groups: int = 1) -> nnx.Conv:
+    def conv(self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, *, groups: int = 1) -> Conv:
         """A convolution without bias, padded by (kernel_size - 1) / 2 on every side as PyTorch's `padding=` does.
 
         'SAME' is not that at stride 2: it pads less on the top and left.
@@ -45,11 +45,11 @@ class Bricks:
         if c_out < 1:
             raise EcaJaxError("width_multiplier: too small, it leaves a convolution with no channels")
         pad = (kernel_size - 1) // 2
-        return nnx.Conv(
+        return Conv(
             c_in,
             c_out,
             (kernel_size, kernel_size),
-            stride,
+            (stride, stride),
             padding=((pad, pad), (pad, pad)),
             feature_group_count=groups,
             use_bias=False,

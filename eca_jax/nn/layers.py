@@ -1,4 +1,4 @@
-"""Initialisers of PyTorch and of the authors, and the dense layer that uses them."""
+"""Initialisers of PyTorch and of the authors, and the layers that use them."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,25 @@ from flax import nnx
 
 # Normal with std sqrt(2 / (k * k * c_out)): ECANet, models/eca_resnet.py; PyTorch's kaiming_normal_(mode="fan_out").
 fan_out_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Conv(nnx.Conv):
+    """`nnx.Conv` without bias, (b, h, w, c_in) -> (b, h, w, c_out), that can be called with other weights than its own.
+
+    `kernel` is (k, k, c_in / groups, c_out).
+    """
+
+    def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """What this convolution is with `kernel` in the place of its own."""
+        dtype = self.dtype or x.dtype
+        return self.conv_general_dilated(
+            x.astype(dtype),
+            kernel.astype(dtype),
+            self.strides,
+            self.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.feature_group_count,
+        )
 
 
 def uniform_fan_in(fan_in: int) -> jax.nn.initializers.Initializer:

@@ -7,6 +7,17 @@ from flax import nnx
 from eca_jax.errors import EcaJaxError
 
 
+def widened(x: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
+    """x in `dtype`, or as it is where that is wider: what sums over pixels are taken in."""
+    return x.astype(jnp.promote_types(x.dtype, dtype))
+
+
+def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(b, ..., c) -> the mean and the mean square of every example's every channel, (b, c) each, in one pass."""
+    axes = tuple(range(1, x.ndim - 1))
+    return x.mean(axes), jnp.square(x).mean(axes)
+
+
 class BatchNorm(nnx.Module):
     """Normalises every channel of (b, ..., c) by the mean and variance of its statistics group.
 
@@ -42,34 +53,55 @@ class BatchNorm(nnx.Module):
         self.use_running_average = False  # set by nnx.Module.train() and .eval()
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        stats_dtype = jnp.promote_types(x.dtype, self.mean[...].dtype)
+        wide = widened(x, self.mean[...].dtype)
         if self.use_running_average:
-            y = self._normalise(x.astype(stats_dtype), self.mean[...], self.var[...])
-            return y.astype(self.dtype)
-
-        size = self.group_size or x.shape[0]
-        if x.shape[0] % size:
-            raise EcaJaxError(
-                f"batch norm: a batch of {x.shape[0]} cannot be cut into statistics groups of {size}; "
-                "choose a batch size that is a multiple of model.batch_norm_group"
-            )
-        grouped = x.reshape(-1, size, *x.shape[1:]).astype(stats_dtype)  # g n ... c
-        axes = tuple(range(1, grouped.ndim - 1))
-        mean = grouped.mean(axes)  # g c
-        # One pass over x. The squares are float32, so this loses digits only where |mean| >> std.
-        var = jnp.maximum(jnp.square(grouped).mean(axes) - jnp.square(mean), 0.0)
-        expand = (slice(None), *(None for _ in axes))
-        y = self._normalise(grouped, mean[expand], var[expand])
-
-        n = grouped.size // (grouped.shape[0] * grouped.shape[-1])
-        unbiased = var * (n / max(n - 1, 1))
-        self._move(self.mean, mean.mean(0))
-        self._move(self.var, unbiased.mean(0))
+            mean, var = self.mean[...], self.var[...]
+            grouped = wide
+        else:
+            mean, var = self.batch_statistics(*moments(wide), pixels=x[0, ..., 0].size)
+            groups, expand = len(mean), (slice(None), *[None] * (x.ndim - 1))
+            grouped = wide.reshape(groups, -1, *x.shape[1:])  # g n ... c
+            mean, var = mean[expand], var[expand]
+        y = (grouped - mean) * self._multiplier(var) + self.bias[...]
         return y.reshape(x.shape).astype(self.dtype)
 
-    def _normalise(self, x, mean, var):
-        multiplier = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-        return (x - mean) * multiplier + self.bias[...]
+    def running_affine(self) -> tuple[jax.Array, jax.Array]:
+        """(a, b), (c,) each: a * x + b is what the running statistics make of x."""
+        return self._affine(self.mean[...], self.var[...])
+
+    def batch_affine(self, mean: jax.Array, square: jax.Array, *, pixels: int) -> tuple[jax.Array, jax.Array]:
+        """(a, b) for every example, (b, c) each, from its `moments`; moves the running statistics."""
+        a, b = self._affine(*self.batch_statistics(mean, square, pixels=pixels))
+        return tuple(jnp.repeat(t, len(mean) // len(t), axis=0) for t in (a, b))
+
+    def batch_statistics(self, mean: jax.Array, square: jax.Array, *, pixels: int) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance of every statistics group, (groups, c) each; moves the running statistics.
+
+        Args:
+          mean, square: the `moments` of every example, (b, c) each.
+          pixels: how many values each of them is the mean of.
+        """
+        batch = len(mean)
+        size = self.group_size or batch
+        if batch % size:
+            raise EcaJaxError(
+                f"batch norm: a batch of {batch} cannot be cut into statistics groups of {size}; "
+                "choose a batch size that is a multiple of model.batch_norm_group"
+            )
+        mean, square = (t.reshape(-1, size, t.shape[-1]).mean(1) for t in (mean, square))
+        # The squares are float32, so this loses digits only where |mean| >> std.
+        var = jnp.maximum(square - jnp.square(mean), 0.0)
+        n = size * pixels
+        self._move(self.mean, mean.mean(0))
+        self._move(self.var, var.mean(0) * (n / max(n - 1, 1)))
+        return mean, var
+
+    def _multiplier(self, var: jax.Array) -> jax.Array:
+        return self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+
+    def _affine(self, mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
+        a = self._multiplier(var)
+        return a, self.bias[...] - a * mean
 
     def _move(self, running: nnx.BatchStat, batch: jax.Array) -> None:
         batch = jax.lax.stop_gradient(batch).astype(running[...].dtype)

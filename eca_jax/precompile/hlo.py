@@ -28,13 +28,18 @@ NO_TRAFFIC = {
     "replica-id",
 }
 """Operations that read and write no memory."""
+_NO_TRAFFIC_CALL = 'custom_call_target="ConcatBitcast"'
+"""XLA:TPU's name for parts that were copied side by side."""
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|token|opaque|[a-z]+\d+\w*)\[([\d,<=]*)\]")
+_ARRAY_AND_LAYOUT = re.compile(r"\b[a-z]+\d*\w*\[[\d,<=]*\](?:\{[^}]*\})?")
 _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|(?:true|false)_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}"
 )
+_ON_CHIP = re.compile(r"\b[a-z]+\d*\w*\[[\d,<=]*\]\{[^}]*\bS\([1-9]\d*\)[^}]*\}")
+"""An array in another memory than HBM: XLA:TPU writes S(1) for VMEM."""
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -171,18 +176,25 @@ def tally(found: list[Collective]) -> list[Collective]:
 
 
 def bytes_moved(text: str) -> int:
-    """Bytes that one step reads and writes: operands and results of every operation that runs on its own.
+    """Bytes that one step reads from the main memory and writes to it: of operands and results of all operations.
 
-    For compilers without a cost analysis. A loop of unknown length counts once; an operation that reads only a part of
-    an operand counts the whole; what stays in a cache counts as if it did not.
+    A loop of unknown length counts once; an operation that reads only a part of an operand counts the whole; what
+    stays in a cache counts as if it did not. What XLA:TPU keeps in VMEM does not count, where its cost analysis
+    ("bytes accessed") counts both memories.
     """
     total = 0
     for instruction, scope, times in scheduled(text):
-        if instruction.opcode in NO_TRAFFIC:
+        if instruction.opcode in NO_TRAFFIC or _NO_TRAFFIC_CALL in instruction.attributes:
             continue
         # Of an asynchronous pair the start names what is read, and the done what was written.
-        reads = sum(shape_bytes(scope[name].shape) for name in instruction.operands if name in scope)
-        reads = 0 if instruction.opcode.endswith("-done") else reads
-        written = 0 if instruction.opcode.endswith("-start") else shape_bytes(instruction.shape)
+        operands = [_hbm_bytes(scope[name].shape) for name in instruction.operands if name in scope]
+        if instruction.opcode == "slice-start":  # (operand, slice, context): reads as much as it writes
+            operands = [shape_bytes(_ARRAY_AND_LAYOUT.findall(instruction.shape)[1])] if any(operands) else []
+        reads = 0 if instruction.opcode.endswith("-done") else sum(operands)
+        written = 0 if instruction.opcode.endswith("-start") else _hbm_bytes(instruction.shape)
         total += (reads + written) * (1 if times is None else times)
     return total
+
+
+def _hbm_bytes(shape: str) -> int:
+    return shape_bytes(_ON_CHIP.sub("", shape))

@@ -1,0 +1,145 @@
+"""What channel attention costs: none, SE and ECA in training and inference; time on this CPU, bytes on TPU and GPU.
+
+    python -m benchmarks.attention_cost [--backbones resnet50 ...] [--targets v5e-1 h100x1] [--rounds 7]
+
+Times are of this machine, taken in turn. Bytes come from the compilers for chips that need not be here (the extras
+`tpu` and `cuda13`; `--targets` alone leaves them out): bfloat16, 128 images a chip, batch norm over 64. "moved" is what
+the compiled program reads from HBM and writes to it, "accessed" is XLA:TPU's own count, which takes what it keeps in
+VMEM for traffic too. Prints the tables of docs/results.md. A training step of ResNet-50 takes XLA:TPU some 5 minutes.
+"""
+
+import argparse
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.side_by_side import interleave, machine, markdown, ratio, seconds, spread
+from eca_jax import create_model
+from eca_jax.config import Config, ModelConfig
+from eca_jax.data.loader import abstract_batch
+from eca_jax.precompile.hlo import bytes_moved
+from eca_jax.precompile.targets import parse_target, topology_devices
+from eca_jax.training.loop import build_program
+from eca_jax.training.sharding import make_mesh
+
+PREFIXES = {"none": "", "SE": "se_", "ECA": "eca_"}
+TASKS = ("inference", "training")
+CHIP_BATCH, CPU_BATCH, SIZE = 128, 8, 224
+
+
+def configuration(name: str, batch: int, dtype: str, group: int | None) -> Config:
+    """Of one model, on images of 224 pixels."""
+    config = Config(batch_size=batch, model=ModelConfig(name=name, dtype=dtype, batch_norm_group=group))
+    return dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, image_size=SIZE))
+
+
+def inference(name: str, dtype: str) -> tuple[nnx.GraphDef, nnx.State]:
+    """A model in evaluation mode, as shapes."""
+    model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)))
+    model.eval()
+    return nnx.split(model)
+
+
+def lower(task: str, name: str, device: jax.Device) -> jax.stages.Lowered:
+    """The program of one chip."""
+    mesh = make_mesh([device])
+    if task == "training":
+        config = configuration(name, CHIP_BATCH, "bfloat16", 64)
+        program = build_program(config, mesh, num_examples=1_281_167, num_classes=1000)
+        batch = abstract_batch(CHIP_BATCH, SIZE, program.batch_sharding)
+        return program.train_step.lower(program.abstract_state, batch)
+    graphdef, state = inference(name, "bfloat16")
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state)
+    images = jax.ShapeDtypeStruct((CHIP_BATCH, SIZE, SIZE, 3), jnp.bfloat16, sharding=place)
+    return jax.jit(lambda state, images: nnx.merge(graphdef, state)(images)).lower(state, images)
+
+
+def bytes_table(targets: list[str], backbones: list[str], tasks: list[str]) -> Iterator[list[str]]:
+    """A row for every program; the ratios are to the network without attention."""
+    for target in targets:
+        (device, *_) = topology_devices(parse_target(target))
+        for backbone in backbones:
+            for task in tasks:
+                plain: dict[str, float] = {}
+                for attention, prefix in PREFIXES.items():
+                    compiled = lower(task, prefix + backbone, device).compile()
+                    analysis = compiled.cost_analysis()
+                    figures = {"moved": float(bytes_moved(compiled.as_text()))}
+                    figures |= {"accessed": analysis["bytes accessed"]} if analysis else {}
+                    plain = plain or figures
+                    cells = [f"{figures[k] / 1e9:.3f} GB, x{figures[k] / plain[k]:.3f}" for k in figures]
+                    row = [target, task, backbone, attention, *cells, *["-"] * (2 - len(cells))]
+                    print("|", " | ".join(row), "|", flush=True)
+                    yield row
+
+
+def cpu_step(task: str, name: str) -> Callable[[], object]:
+    """One batch on this machine's CPU, float32, compiled."""
+    rng = np.random.default_rng(0)
+    if task == "training":
+        program = build_program(
+            configuration(name, CPU_BATCH, "float32", None), make_mesh(), num_examples=1_281_167, num_classes=1000
+        )
+        state = program.init()
+        batch = {
+            "image": rng.integers(0, 256, (CPU_BATCH, SIZE, SIZE, 3), np.uint8),
+            "label": rng.integers(0, 1000, CPU_BATCH, np.int32),
+            "mask": np.ones(CPU_BATCH, np.float32),
+        }
+        batch = jax.device_put(batch, program.batch_sharding)
+
+        def step() -> None:
+            nonlocal state
+            state, loss = program.train_step(state, batch)
+            loss.block_until_ready()
+
+    else:
+        model = create_model(name, rngs=nnx.Rngs(0))
+        model.eval()
+        graphdef, weights = nnx.split(model)
+        images = jnp.asarray(rng.standard_normal((CPU_BATCH, SIZE, SIZE, 3), np.float32))
+        logits = jax.jit(lambda weights, images: nnx.merge(graphdef, weights)(images))
+
+        def step() -> None:
+            logits(weights, images).block_until_ready()
+
+    step()
+    return step
+
+
+def time_table(backbones: list[str], tasks: list[str], rounds: int) -> Iterator[list[str]]:
+    """A row for every program."""
+    for backbone in backbones:
+        for task in tasks:
+            steps = {attention: cpu_step(task, prefix + backbone) for attention, prefix in PREFIXES.items()}
+            times = interleave({name: lambda step=step: seconds(step) for name, step in steps.items()}, rounds)
+            for name, values in times.items():
+                milliseconds = f"{statistics.median(values) * 1e3:.0f} ms"
+                yield [task, backbone, name, milliseconds, spread(ratio(times, name, "none"), ".3f")]
+
+
+def main() -> None:
+    """Measures, then prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbones", nargs="+", default=["resnet50"], help="resnet18, resnet50, mobilenet_v2, …")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
+    parser.add_argument("--targets", nargs="*", default=["v5e-1", "h100x1"])
+    parser.add_argument("--rounds", type=int, default=7, help="of times on the CPU; 0 leaves them out")
+    args = parser.parse_args()
+    print(machine("jax", "jaxlib", "flax"))
+    if args.rounds:
+        head = ["", "backbone", "attention", f"{CPU_BATCH} images, float32", "ratio to none: median (least to most)"]
+        print(markdown(head, time_table(args.backbones, args.tasks, args.rounds)), flush=True)
+    rows = list(bytes_table(args.targets, args.backbones, args.tasks))
+    if rows:
+        print(markdown(["target", "", "backbone", "attention", "moved", "accessed"], rows))
+
+
+if __name__ == "__main__":
+    main()
