@@ -105,4 +105,5 @@ class BatchNorm(nnx.Module):
 
     def _move(self, running: nnx.BatchStat, batch: jax.Array) -> None:
         batch = jax.lax.stop_gradient(batch).astype(running[...].dtype)
-        running[...] = (1 - self.momentum) * running[...] + self.momentum * batch
+        # Not `running[...] = …`: JAX words an error then that it may need, from all that was traced so far.
+        running.set_value((1 - self.momentum) * running[...] + self.momentum * batch)

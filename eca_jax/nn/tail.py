@@ -4,7 +4,6 @@ An attention that needs only the average of its input (a `ChannelGate`) is compu
 activation of its own; docs/performance.md derives how, and what it saves. Any other attention is called as it stands.
 """
 
-import itertools
 from collections.abc import Callable
 
 import jax
@@ -98,31 +97,33 @@ def projected_mean(h: jax.Array, kernel: jax.Array) -> jax.Array:
       h: (b, h, w, c_in).
       kernel: (k, k, c_in, c) with k odd, slid with stride 1 over h with k // 2 zeros around it.
     """
-    wide, taps = widened(h), kernel.shape[0]
-    met = []
-    for i, j in itertools.product(range(taps), repeat=2):
-        rows, columns = _missed(i - taps // 2, h.shape[1]), _missed(j - taps // 2, h.shape[2])
-        met.append(_sum(wide) - _sum(wide, rows) - _sum(wide, None, columns) + _sum(wide, rows, columns))
-    total = jnp.matmul(jnp.concatenate(met, -1), widened(kernel).reshape(-1, kernel.shape[-1]), precision="highest")
+    kernel = widened(kernel)
+    total = 0
+    for rows, taps in _met(h.shape[1], kernel):
+        for columns, weights in _met(h.shape[2], taps):
+            total = total + jnp.matmul(_sum(h, rows, columns), weights, precision="highest")
     return total / (h.shape[1] * h.shape[2])
 
 
-Span = tuple[int, int]
-"""First entry and the one after the last."""
+def _met(n: int, taps: jax.Array) -> list[tuple[slice, jax.Array]]:
+    """Parts of n entries, and what all taps of a sliding kernel (k, ...) together make of each.
+
+    All n meet all taps; but a tap that looks `ahead` of the centre never meets the first so many, nor the last.
+    """
+    half = len(taps) // 2
+    ahead = [(slice(0, min(k, n)), -taps[half + k]) for k in range(1, half + 1)]
+    back = [(slice(max(n - k, 0), n), -taps[half - k]) for k in range(1, half + 1)]
+    return [(slice(0, n), taps.sum(0)), *ahead, *back]
 
 
-def _missed(ahead: int, n: int) -> Span:
-    """Of n entries, those that a tap never meets that looks so far ahead of the centre: the first so many."""
-    return (0, min(ahead, n)) if ahead > 0 else (max(n + ahead, 0), n)
-
-
-def _sum(x: jax.Array, *spans: Span | None) -> jax.Array | float:
-    """(b, h, w, c) -> (b, c): over the pixels in a span of rows and one of columns, None being all."""
-    for axis, span in enumerate(spans, start=1):
-        if span is not None and span[0] == span[1]:
-            return 0.0
-        x = x if span is None else jax.lax.slice_in_dim(x, *span, axis=axis)
-    return x.sum((1, 2))
+def _sum(h: jax.Array, rows: slice, columns: slice) -> jax.Array:
+    """(b, h, w, c) -> (b, c), float32 or wider, over some of the pixels. A border is cut out before it is widened and
+    summed, so that no more of h is read for it."""
+    part = h
+    for axis, span in ((1, rows), (2, columns)):
+        part = jax.lax.slice_in_dim(part, span.start, span.stop, axis=axis)
+    part = part if part.shape == h.shape else jax.lax.optimization_barrier(part)
+    return widened(part).sum((1, 2))
 
 
 @jax.custom_vjp
