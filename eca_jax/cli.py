@@ -44,10 +44,9 @@ def train_main(args: Sequence[str] | None = None) -> int:
     try:
         status = guarded(lambda: _train(args))
     finally:
-        if status not in (EXIT_OK, EXIT_SIGNAL + signal.SIGTERM):
-            from eca_jax.training.sharding import leave_cluster
-
-            leave_cluster(status)
+        sharding = sys.modules.get("eca_jax.training.sharding")  # without it, no cluster was joined
+        if sharding is not None and status not in (EXIT_OK, EXIT_SIGNAL + signal.SIGTERM):
+            sharding.leave_cluster(status)
     return status
 
 
@@ -69,11 +68,13 @@ def _train(args: Sequence[str] | None) -> int:
 
     import jax
 
+    from eca_jax.compilation_cache import keep_compiled_programs
     from eca_jax.training.loop import train
     from eca_jax.training.sharding import initialize_cluster
     from eca_jax.training.writers import describe
 
     initialize_cluster(config.cluster)
+    keep_compiled_programs()
     result = train(config)
     say = print if jax.process_index() == 0 else (lambda _: None)
     if not result.finished:
@@ -185,8 +186,10 @@ def _check_weights_arguments(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from eca_jax.compilation_cache import keep_compiled_programs
     from eca_jax.training.writers import describe
 
+    keep_compiled_programs()
     _check_weights_arguments(args)
     if args.weights:
         from eca_jax.training.evaluate import evaluate_weights
@@ -209,8 +212,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    from eca_jax.compilation_cache import keep_compiled_programs
     from eca_jax.training.predict import predict_files
 
+    keep_compiled_programs()
     _check_weights_arguments(args)
     if args.weights:
         from eca_jax.convert.pretrained import load_pretrained
@@ -245,9 +250,11 @@ def _add_head_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(args: argparse.Namespace) -> int:
+    from eca_jax.compilation_cache import keep_compiled_programs
     from eca_jax.config import load_config
     from eca_jax.convert.convert import convert
 
+    keep_compiled_programs()
     config = load_config(args.config) if args.config else None
     print(convert(args.source, args.target, args.to, config=config, num_classes=args.num_classes, skip=args.skip))
     return EXIT_OK
@@ -256,9 +263,11 @@ def _convert(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     import json
 
+    from eca_jax.compilation_cache import keep_compiled_programs
     from eca_jax.convert.pretrained import load_pretrained
     from eca_jax.export import export_onnx, export_stablehlo
 
+    keep_compiled_programs()
     model = load_pretrained(args.source)  # in float32
     size = args.image_size or model.preprocess.image_size
     if args.target.endswith(".stablehlo"):

@@ -1,11 +1,22 @@
 """Initialisers of PyTorch and of the authors, and the layers that use them."""
 
+import functools
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# Normal with std sqrt(2 / (k * k * c_out)): ECANet, models/eca_resnet.py; PyTorch's kaiming_normal_(mode="fan_out").
-fan_out_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+def fan_out_normal(key, shape, dtype=jnp.float32, out_sharding=None):
+    """Normal with std sqrt(2 / (k * k * c_out)): ECANet, models/eca_resnet.py; PyTorch's kaiming_normal_ for fan_out.
+
+    The numbers are those of `jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")`.
+    """
+    *kernel, _, c_out = shape
+    std = jnp.sqrt(jnp.array(2.0 / (math.prod(kernel) * c_out), dtype))
+    return row(jax.random.normal, key, shape, dtype, out_sharding) * std
 
 
 class Conv(nnx.Conv):
@@ -32,9 +43,17 @@ def uniform_fan_in(fan_in: int) -> jax.nn.initializers.Initializer:
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
-        return jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=out_sharding)
+        return row(functools.partial(jax.random.uniform, minval=-bound, maxval=bound), key, shape, dtype, out_sharding)
 
     return init
+
+
+def row(draw: Callable, key, shape, dtype, out_sharding) -> jax.Array:
+    """`draw(key, shape, dtype)`, the same numbers, drawn as one row.
+
+    XLA:CPU needs up to a second to compile the generator for each shape of several dimensions, for a row a sixth of it.
+    """
+    return draw(key, (math.prod(shape),), dtype).reshape(shape, out_sharding=out_sharding)
 
 
 def linear(c_in: int, c_out: int, *, use_bias: bool = True, dtype=None, param_dtype, rngs: nnx.Rngs) -> nnx.Linear:
