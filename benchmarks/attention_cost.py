@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import statistics
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,8 @@ def lower(task: str, name: str, device: jax.Device) -> jax.stages.Lowered:
         config = configuration(name, CHIP_BATCH, "bfloat16", 64)
         program = build_program(config, mesh, num_examples=1_281_167, num_classes=1000)
         batch = abstract_batch(CHIP_BATCH, SIZE, program.batch_sharding)
-        return program.train_step.lower(program.abstract_state, batch)
+        train_step: Any = program.train_step
+        return train_step.lower(program.abstract_state, batch)
     graphdef, state = inference(name, "bfloat16")
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state)
@@ -70,7 +72,7 @@ def bytes_table(targets: list[str], backbones: list[str], tasks: list[str]) -> I
                 for attention, prefix in PREFIXES.items():
                     compiled = lower(task, prefix + backbone, device).compile()
                     analysis = compiled.cost_analysis()
-                    figures = {"moved": float(bytes_moved(compiled.as_text()))}
+                    figures = {"moved": float(bytes_moved(compiled.as_text() or ""))}
                     figures |= {"accessed": analysis["bytes accessed"]} if analysis else {}
                     plain = plain or figures
                     cells = [f"{figures[k] / 1e9:.3f} GB, x{figures[k] / plain[k]:.3f}" for k in figures]

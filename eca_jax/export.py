@@ -362,16 +362,16 @@ class _Builder:
         return self.node("Pad", x, np.array(_begins_and_ends([axis[:2] for axis in config])), fill)
 
     def op_slice(self, eqn: core.JaxprEqn, x: Value) -> str | None:
-        """Any but over the batch: of (b, c), or of height and width."""
-        p, rank = eqn.params, len(_shape(eqn))
-        starts, ends = [*p["start_indices"]], [*p["limit_indices"]]
-        if rank not in (2, 4) or (starts[0], ends[0]) != (0, _shape(eqn)[0]) or set(p["strides"] or [1]) != {1}:
+        p = eqn.params
+        b = _shape(eqn)[0]
+        if (
+            len(_shape(eqn)) != 2
+            or p["start_indices"][0] != 0
+            or p["limit_indices"][0] != b
+            or set(p["strides"] or [1]) != {1}
+        ):
             return None
-        axes = [axis for axis in range(1, rank) if (starts[axis], ends[axis]) != (0, _shape(eqn)[axis])]
-        onnx = [NCHW.index(axis) if rank == 4 else axis for axis in axes]
-        return self.node(
-            "Slice", x, *(np.array(v, np.int64) for v in ([starts[a] for a in axes], [ends[a] for a in axes], onnx))
-        )
+        return self.columns(x, p["start_indices"][1], p["limit_indices"][1])
 
     def op_gather(self, eqn: core.JaxprEqn, x: Value, start: Value) -> str | None:
         """x[:, start : start + n], which is a gather where the batch size is symbolic."""

@@ -72,7 +72,8 @@ class BatchNorm(nnx.Module):
     def batch_affine(self, mean: jax.Array, square: jax.Array, *, pixels: int) -> tuple[jax.Array, jax.Array]:
         """(a, b) for every example, (b, c) each, from its `moments`; moves the running statistics."""
         a, b = self._affine(*self.batch_statistics(mean, square, pixels=pixels))
-        return tuple(jnp.repeat(t, len(mean) // len(t), axis=0) for t in (a, b))
+        size = len(mean) // len(a)
+        return jnp.repeat(a, size, axis=0), jnp.repeat(b, size, axis=0)
 
     def batch_statistics(self, mean: jax.Array, square: jax.Array, *, pixels: int) -> tuple[jax.Array, jax.Array]:
         """Mean and variance of every statistics group, (groups, c) each; moves the running statistics.

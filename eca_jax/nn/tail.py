@@ -4,13 +4,13 @@ An attention that needs only the average of its input (a `ChannelGate`) is compu
 activation of its own; docs/performance.md derives how, and what it saves. Any other attention is called as it stands.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eca_jax.nn.attention import ChannelGate
+from eca_jax.nn.attention import ChannelGate, squeeze
 from eca_jax.nn.layers import Conv
 from eca_jax.nn.norm import BatchNorm, moments, widened
 
@@ -27,7 +27,7 @@ def conv_norm(x: jax.Array, conv: Conv, norm: BatchNorm) -> jax.Array:
     return conv.convolve(x, kernel) + bias.astype(norm.dtype)
 
 
-def in_turn(x: jax.Array, *layers: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def in_turn(x: jax.Array, *layers: Any) -> jax.Array:
     """The layers one after another, a convolution and the norm behind it as one."""
     rest = list(layers)
     while rest:
@@ -43,6 +43,12 @@ def folded(conv: Conv, norm: BatchNorm) -> tuple[jax.Array, jax.Array]:
     """Kernel and bias (c,) of the convolution that is norm(conv(x)) by the running statistics."""
     a, b = norm.running_affine()
     return conv.kernel[...] * a, b
+
+
+def projected(mean: jax.Array, conv: Conv, norm: BatchNorm) -> jax.Array:
+    """The average (b, c) over the pixels of norm(conv(h)), from that of h, (b, c_in), where the kernel is 1x1."""
+    kernel, bias = folded(conv, norm)
+    return jnp.matmul(mean, widened(kernel[0, 0].astype(norm.dtype)), precision="highest") + bias
 
 
 def tail(
@@ -70,9 +76,9 @@ def tail(
     if not isinstance(attention, ChannelGate):
         y = drop_path(attention(conv_norm(h, conv, norm)), rngs=rngs)
     elif norm.use_running_average:
-        kernel, bias = folded(conv, norm)
-        gate = attention.gate(projected_mean(h, kernel.astype(h.dtype)) + bias)
         y = conv_norm(h, conv, norm)
+        narrower = conv.kernel_size == (1, 1) and h.shape[-1] < y.shape[-1]
+        gate = attention.gate(projected(squeeze(h), conv, norm) if narrower else squeeze(y))
         y = (y * drop_path(gate[:, None, None], rngs=rngs)).astype(y.dtype)
     else:
         x = widened(conv(h), norm.mean[...].dtype)
@@ -85,45 +91,6 @@ def tail(
         y = (x * scale + offset).astype(norm.dtype)
     y = y if shortcut is None else y + shortcut
     return nnx.relu(y) if relu else y
-
-
-def projected_mean(h: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The average over its pixels, (b, c), of h convolved with the kernel, from sums over h alone.
-
-    Averaging commutes with a 1x1 convolution. With a larger kernel and zero padding, each tap meets h without the rows
-    and the columns at one border: the sum over all of h, less the two borders, and their corner again.
-
-    Args:
-      h: (b, h, w, c_in).
-      kernel: (k, k, c_in, c) with k odd, slid with stride 1 over h with k // 2 zeros around it.
-    """
-    kernel = widened(kernel)
-    total = 0
-    for rows, taps in _met(h.shape[1], kernel):
-        for columns, weights in _met(h.shape[2], taps):
-            total = total + jnp.matmul(_sum(h, rows, columns), weights, precision="highest")
-    return total / (h.shape[1] * h.shape[2])
-
-
-def _met(n: int, taps: jax.Array) -> list[tuple[slice, jax.Array]]:
-    """Parts of n entries, and what all taps of a sliding kernel (k, ...) together make of each.
-
-    All n meet all taps; but a tap that looks `ahead` of the centre never meets the first so many, nor the last.
-    """
-    half = len(taps) // 2
-    ahead = [(slice(0, min(k, n)), -taps[half + k]) for k in range(1, half + 1)]
-    back = [(slice(max(n - k, 0), n), -taps[half - k]) for k in range(1, half + 1)]
-    return [(slice(0, n), taps.sum(0)), *ahead, *back]
-
-
-def _sum(h: jax.Array, rows: slice, columns: slice) -> jax.Array:
-    """(b, h, w, c) -> (b, c), float32 or wider, over some of the pixels. A border is cut out before it is widened and
-    summed, so that no more of h is read for it."""
-    part = h
-    for axis, span in ((1, rows), (2, columns)):
-        part = jax.lax.slice_in_dim(part, span.start, span.stop, axis=axis)
-    part = part if part.shape == h.shape else jax.lax.optimization_barrier(part)
-    return widened(part).sum((1, 2))
 
 
 @jax.custom_vjp

@@ -13,7 +13,7 @@ from eca_jax.models.resnet import BasicBlock, Bottleneck
 from eca_jax.nn.attention import AttentionConfig
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.norm import BatchNorm
-from eca_jax.nn.tail import affine_add_relu, projected_mean, tail
+from eca_jax.nn.tail import affine_add_relu, tail
 
 ATTENTIONS = {
     "eca": AttentionConfig("eca"),
@@ -116,17 +116,6 @@ def test_blocks_are_the_plain_formula(name, attention, group, stride, height, wi
         ]
     )
     assert max(map(float, jax.tree.leaves(compare()))) < 1e-12
-
-
-@pytest.mark.parametrize("taps", [1, 3, 5])
-@pytest.mark.parametrize("size", [(1, 1), (1, 4), (3, 2), (6, 5)])
-@jax.enable_x64(True)
-def test_the_average_of_a_convolution_is_known_without_it(rng, taps, size):
-    h, kernel = rng.normal(size=(2, *size, 3)), rng.normal(size=(taps, taps, 3, 4))
-    padded = np.pad(h, ((0, 0), *[(taps // 2, taps // 2)] * 2, (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (taps, taps), (1, 2))  # b h w c i j
-    expected = np.einsum("bhwcij,ijcd->bhwd", windows, kernel).mean((1, 2))
-    np.testing.assert_allclose(projected_mean(jnp.asarray(h), jnp.asarray(kernel)), expected, rtol=1e-12, atol=1e-13)
 
 
 def test_nothing_flows_back_through_a_pixel_that_relu_made_zero():
