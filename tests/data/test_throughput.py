@@ -5,6 +5,7 @@ import re
 import pytest
 
 from eca_jax import cli
+from eca_jax.config import Config, DataConfig
 from eca_jax.data import throughput
 from eca_jax.data.throughput import Throughput, measure_throughput
 from eca_jax.precompile import precompile
