@@ -177,7 +177,12 @@ def _batches(
     sharding: NamedSharding,
     num_threads: int,
 ) -> Iterator[Batch]:
-    """Loads several steps at once in threads (Pillow releases the GIL), and puts the rows onto their devices."""
+    """Loads several steps at once, and puts the rows onto their devices, in uint8, when they are asked for.
+
+    In threads: decoding and resizing hold no GIL, and the rest is a sixth of the time. Grain's processes took 13% more
+    of it, started ten seconds later, and would each count bad records by themselves. The training loop asks for a batch
+    while the last step runs, so that it crosses over in the meantime.
+    """
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     for local in grain.MapDataset.range(steps.start, steps.stop).map(load).to_iter_dataset(options):
         yield {key: _global_array(value, rows, batch_size, sharding) for key, value in local.items()}
