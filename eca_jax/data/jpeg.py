@@ -7,6 +7,7 @@ becomes, the inverse DCT gives each block as 4 x 4, 2 x 2 or 1 pixel: see `MARGI
 """
 
 import dataclasses
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ SEQUENTIAL = (0xC0, 0xC1)
 """Frames whose pixels come from top to bottom (SOF0, SOF1). Progressive ones have to be read to the end."""
 OTHERS = (*range(0xC2, 0xC4), *range(0xC5, 0xD0), 0xDA)
 """Frames of other kinds, and a scan that has none."""
+SAMPLINGS = {bytes((luma, 0x11, 0x11)) for luma in (0x11, 0x21, 0x12, 0x22, 0x41, 0x14)}
+"""Of the three components, 4:4:4 to 4:1:1: what TurboJPEG knows. A byte has the horizontal and the vertical factor."""
 END_OF_IMAGE = b"\xff\xd9"
 CONTEXT = 2
 """Rows below the crop that the interpolation of the colours looks at."""
@@ -76,10 +79,9 @@ def open_jpeg(data: bytes) -> Jpeg | None:
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker in SEQUENTIAL:
-            bits, height, width, components = (
-                int.from_bytes(data[at + start : at + end]) for start, end in ((4, 5), (5, 7), (7, 9), (9, 10))
-            )
-            readable = bits == 8 and components in (1, 3) and width and height
+            bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
+            sampling = data[at + 11 : at + 10 + 3 * components : 3]
+            readable = bits == 8 and width and height and (components == 1 or sampling in SAMPLINGS)
             return Jpeg(data, (width, height), at + 5) if readable else None
         if marker in OTHERS:
             return None

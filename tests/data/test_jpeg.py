@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 from sklearn import datasets
 
@@ -24,6 +25,16 @@ def encode(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
     return file.getvalue()
 
 
+def oddly_sampled() -> bytes:
+    """Three columns of brightness to one of colour, which few write and TurboJPEG does not know."""
+    data = encode(CHINA, subsampling="4:4:4")
+    jpeg = open_jpeg(data)
+    assert jpeg is not None
+    at = jpeg.height_at + 6  # after height, width, number of components, and the first one's name
+    assert data[at] == 0x11
+    return data[:at] + b"\x31" + data[at + 1 :]
+
+
 def files() -> dict[str, bytes]:
     """Baseline files: every subsampling, sides that no block divides, grey, restart markers, tables of their own."""
     piece = CHINA.crop((201, 4, 434, 205))
@@ -31,6 +42,9 @@ def files() -> dict[str, bytes]:
         "4:2:0": encode(piece, subsampling="4:2:0", quality=95),
         "4:2:2": encode(piece, subsampling="4:2:2"),
         "4:4:4": encode(piece, subsampling="4:4:4", quality=97),
+        "4:4:0": simplejpeg.encode_jpeg(np.asarray(piece), colorsubsampling="440"),
+        "4:1:1": simplejpeg.encode_jpeg(np.asarray(piece), colorsubsampling="411"),
+        "RGB": encode(piece, keep_rgb=True),
         "grey": encode(piece.convert("L")),
         "restarts": encode(piece, restart_marker_rows=1),
         "optimised, with a comment": encode(piece, optimize=True, comment=b"\xff\xd9 \xff\xc0 not a frame"),
@@ -126,6 +140,7 @@ def test_a_training_image_is_pillow_s_to_a_grey_level(filter_, name, most):
     [
         encode(CHINA, progressive=True),
         encode(CHINA.convert("CMYK")),
+        oddly_sampled(),
         encode(CHINA.crop((0, 0, 9, 9)), "PNG"),
         SHIPPED["china.jpg"][:-2],
         SHIPPED["china.jpg"][:50_000],
@@ -138,6 +153,7 @@ def test_a_training_image_is_pillow_s_to_a_grey_level(filter_, name, most):
     ids=[
         "progressive",
         "CMYK",
+        "sampling",
         "PNG",
         "no end",
         "cut off",
