@@ -1,9 +1,9 @@
 """The part of a JPEG file that a crop needs, decoded by libjpeg-turbo (simplejpeg) at the scale that it needs.
 
-Nine tenths of a training set's time goes into JPEG, and what can be left out without touching a pixel is everything
-below the crop: a file that says it is less high is decoded less far (its entropy coding has no other entry). Rows above
-and columns beside it have to be read, and cost little more than that. Where the crop is much larger than what it
-becomes, the inverse DCT gives each block as 4 x 4, 2 x 2 or 1 pixel: see `MARGIN`.
+Two thirds of the time of a training image is this, and two thirds of it reading the entropy coding, which has no other
+entry than its beginning. What can be left out without touching a pixel is everything below the crop: a file that says
+it is less high is decoded less far. Where the crop is much larger than what it becomes, the inverse DCT gives each
+block as 4 x 4, 2 x 2 or 1 pixel: see `MARGIN`.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ END_OF_IMAGE = b"\xff\xd9"
 CONTEXT = 2
 """Rows below the crop that the interpolation of the colours looks at."""
 REDUCTIONS = (8, 4, 2)
-"""The scales of the DCT for which libjpeg-turbo has vector code: one pixel of so many, in each direction."""
+"""One pixel of so many, in each direction: the scales of the DCT at which libjpeg-turbo is faster than at full size."""
 MARGIN = 1.75
 """A reduced crop is still so many times larger than what it is resized to. On photographs the pixels then differ from
 those of the full decode by less than three quarters of what they would with bicubic or box instead of bilinear, in the
