@@ -6,12 +6,13 @@ All contestants cut 8% to 100% of an image (RandomResizedCrop), resize to 224 pi
 of 128 in uint8. Each is a process of its own that stands still while the others are measured, reads the files from the
 same folders, and uses as many threads or workers as there are cores (`taskset -c 0` makes it one). tf.data decodes only
 the crop (`decode_and_crop_jpeg`); its resize is not antialiased unless it is told, and then costs more than the rest.
-torchvision has Pillow images, as ImageFolder gives them, or its own JPEG decoder (`decode_jpeg`, v2 transforms).
+torchvision has Pillow images, as ImageFolder gives them, or its own JPEG decoder (`decode_jpeg`, v2 transforms), which
+antialias.
 
 The files are pieces of scikit-learn's two photographs at quality 95, in sizes whose mean is ImageNet's (about 470 x 400
 pixels, a few large ones). The figure is images by CPU seconds of the process and its workers, which other load on the
-machine hardly changes. Prints the table of docs/results.md; 5 minutes on 2 cores. `--tf-python` is an interpreter that
-has TensorFlow, where this one has not.
+machine hardly changes. Prints the table of docs/results.md; 2 minutes on 2 quiet cores. `--tf-python` is an interpreter
+that has TensorFlow, where this one has not.
 """
 
 import argparse
@@ -36,8 +37,8 @@ from benchmarks.side_by_side import interleave, machine, markdown, ratio, spread
 BATCH = 128
 SIZE = 224
 QUALITY = 95
-WARM_UP, MEASURED = 6, 8
-"""Batches of a round: what was loaded ahead while the others had their turn is taken first."""
+AHEAD, MEASURED = 6, 8
+"""Batches of a round: what was loaded ahead while the others had their turn is taken first, and not timed."""
 SIZES = {
     (500, 375): 16,
     (375, 500): 6,
@@ -84,7 +85,7 @@ def eca_jax(folder: str) -> Iterator:
     from eca_jax.data.sources import open_source
     from eca_jax.training.sharding import batch_sharding, make_mesh
 
-    return train_batches(
+    batches = train_batches(
         open_source(f"folder:{folder}", "train"),
         PreprocessConfig(image_size=SIZE),
         seed=0,
@@ -93,6 +94,7 @@ def eca_jax(folder: str) -> Iterator:
         sharding=batch_sharding(make_mesh(jax.devices()[:1]), BATCH),
         num_threads=CORES,
     )
+    return (jax.block_until_ready(batch) for batch in batches)
 
 
 def tf_data(folder: str, antialias: bool) -> Iterator:
@@ -172,18 +174,23 @@ def serve(name: str, folder: str) -> None:
     """Says what it is; then, for every line on stdin, the images by CPU second and by second of a round, as JSON."""
     out, sys.stdout = sys.stdout, sys.stderr
     batches, packages = CASES[name][0](folder), CASES[name][1]
+    for _ in range(AHEAD):
+        next(batches)
+    cpu = cpu_seconds()
     print(
         json.dumps([f"{package} {importlib.metadata.version(package)}" for package in packages]), file=out, flush=True
     )
     for _ in sys.stdin:
-        for _ in range(WARM_UP):
+        for _ in range(AHEAD):
             next(batches)
-        cpu, wall = cpu_seconds(), time.perf_counter()
+        wall = time.perf_counter()
         for _ in range(MEASURED):
-            np.asarray(next(batches)["image"]) if name == "eca_jax" else next(batches)
-        images = BATCH * MEASURED
-        figures = images / (cpu_seconds() - cpu), images / (time.perf_counter() - wall)
-        print(json.dumps(figures), file=out, flush=True)
+            next(batches)
+        per_second = BATCH * MEASURED / (time.perf_counter() - wall)
+        # Since the end of the last round, when as little was loaded ahead as now: so nothing that was done in between,
+        # while others had their turn, is left out.
+        cpu, before = cpu_seconds(), cpu
+        print(json.dumps((BATCH * (AHEAD + MEASURED) / (cpu - before), per_second)), file=out, flush=True)
 
 
 class Contestant:

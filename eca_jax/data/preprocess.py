@@ -2,8 +2,8 @@
 
 Pillow decodes and resizes (with antialiasing), step by step as torchvision's transforms and timm's do on Pillow images,
 so that a PyTorch recipe sees the same pixels here. In training, `random_resized_crop` has the same pixels to a grey
-level, in half of the time: of a JPEG file only the part that the crop needs is decoded (jpeg.py), and the filters are
-vector code (cykooz-resizer). Nothing here holds the GIL for long. Normalisation happens on the device, in the step.
+level, in two thirds of the time: of a JPEG file only the part that the crop needs is decoded (jpeg.py), and the filters
+are vector code (cykooz-resizer). Nothing here holds the GIL for long. Normalisation happens on the device, in the step.
 """
 
 import dataclasses
@@ -12,19 +12,21 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image
 
 from eca_jax.data.jpeg import Box, open_jpeg, reduction_for
 from eca_jax.data.randaugment import MAX_MAGNITUDE, rand_augment
 from eca_jax.errors import EcaJaxError
 
+try:
+    import cykooz_resizer
+except ImportError:  # ARM Linux: there is no wheel
+    cykooz_resizer = None
+
 AUGMENTATIONS = ("random_resized_crop", "pad_and_crop", "none")
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-FILTERS = {
-    Image.Resampling.BILINEAR: ResizeAlg.convolution(FilterType.bilinear),
-    Image.Resampling.BICUBIC: ResizeAlg.convolution(FilterType.catmull_rom),  # Pillow's has the same a = -1/2
-}
+FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "catmull_rom"}
+"""Pillow's -> cykooz-resizer's: its bicubic is Catmull and Rom's, with a = -1/2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,10 +219,19 @@ def random_resized_crop(image: Image.Image, config: PreprocessConfig, rng: np.ra
 
 def resize(pixels: np.ndarray, box: Box, size: int, resample: Image.Resampling) -> np.ndarray:
     """Pillow's `resize((size, size), resample, box)` to a grey level: the same filters in fixed point, vectorised."""
+    if cykooz_resizer is None:
+        left, top, width, height = box
+        resized = Image.fromarray(pixels).resize((size, size), resample, (left, top, left + width, top + height))
+        return np.asarray(resized)
+    options = cykooz_resizer.ResizeOptions(
+        resize_alg=cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType[FILTERS[resample]]),
+        crop_box=cykooz_resizer.CropBox(*box),
+        use_alpha=False,
+    )
     height, width, _ = pixels.shape
-    options = ResizeOptions(resize_alg=FILTERS[resample], crop_box=CropBox(*box), use_alpha=False)
-    resized = ImageData(size, size, PixelType.U8x3)
-    Resizer().resize(ImageData(width, height, PixelType.U8x3, pixels.tobytes()), resized, options)
+    rgb = cykooz_resizer.PixelType.U8x3
+    resized = cykooz_resizer.ImageData(size, size, rgb)
+    cykooz_resizer.Resizer().resize(cykooz_resizer.ImageData(width, height, rgb, pixels.tobytes()), resized, options)
     return np.frombuffer(resized.get_buffer(), np.uint8).reshape(size, size, 3)
 
 

@@ -10,6 +10,7 @@ import simplejpeg
 from PIL import Image
 from sklearn import datasets
 
+from eca_jax.data import preprocess
 from eca_jax.data.jpeg import MARGIN, open_jpeg, reduction_for
 from eca_jax.data.preprocess import PreprocessConfig, crop_box, decode, resize, train_image
 
@@ -105,6 +106,16 @@ def test_a_reduced_crop_differs_less_than_another_filter_would(name, subsampling
             theirs = np.abs(np.asarray(whole.resize((size, size), other)) - expected)
             assert ours.mean() < 0.75 * theirs.mean()
             assert np.percentile(ours, 99) < 0.75 * np.percentile(theirs, 99)
+
+
+def test_without_the_vector_code_pillow_resizes(monkeypatch):
+    """Also a box that has fractions; each within a level of the exact filter, as above."""
+    pixels, box = np.asarray(CHINA.crop((0, 0, 300, 200))), (0.5, 0.25, 299.0, 199.5)
+    fast = resize(pixels, box, 64, BILINEAR).astype(int)
+    monkeypatch.setattr(preprocess, "cykooz_resizer", None)
+    plain = resize(pixels, box, 64, BILINEAR)
+    assert plain.shape == (64, 64, 3)
+    assert 0 < np.abs(fast - plain).max() <= 2
 
 
 @pytest.mark.parametrize(
