@@ -158,8 +158,22 @@ def main(args: Sequence[str] | None = None) -> int:
     command.add_argument("--num-examples", type=_positive, help="of the training split; moves schedules only")
     command.set_defaults(function=_precompile)
 
+    command = commands.add_parser(
+        "benchmark",
+        help="measure on this machine: `benchmark input`, the images/s of a configuration's data path",
+        description="Any field of the configuration can be set besides, as in train.py: --data.num-threads 2",
+        allow_abbrev=False,
+    )
+    command.add_argument("what", choices=("input",))
+    command.add_argument("--config", default=DEFAULT_CONFIG, help=f"default: {DEFAULT_CONFIG}")
+    command.add_argument("--seconds", type=_positive, default=10, help="at least, after a warm-up (default: 10)")
+    command.add_argument(
+        "--target", help="chips, as of `precompile`: compiles the step, and says how many cores it takes to feed them"
+    )
+    command.set_defaults(function=_benchmark)
+
     parsed, parsed.overrides = parser.parse_known_args(args)
-    if parsed.overrides and parsed.function is not _precompile:
+    if parsed.overrides and parsed.function not in (_precompile, _benchmark):
         parser.error(f"unrecognized arguments: {' '.join(parsed.overrides)}")
     return guarded(lambda: parsed.function(parsed))
 
@@ -296,4 +310,23 @@ def _precompile(args: argparse.Namespace) -> int:
     report = precompile(config, target, num_classes=num_classes, num_examples=num_examples)
     values = to_dict(report)
     print(json.dumps(values, indent=2) if args.json else to_table(values))
+    return EXIT_OK
+
+
+def _benchmark(args: argparse.Namespace) -> int:
+    from eca_jax.data.sources import declared_size
+    from eca_jax.data.throughput import measure_throughput
+    from eca_jax.precompile.precompile import precompile
+    from eca_jax.precompile.targets import parse_target
+
+    target = parse_target(args.target) if args.target else None
+    config = _overridden(args.config, args.overrides, prog="eca-jax benchmark input", description=f"Of {args.config}:")
+    throughput = measure_throughput(config, args.seconds)
+    print(throughput.describe(), flush=True)
+    if target is not None:
+        num_classes, num_examples = declared_size(config.data)
+        print(f"compiling for {target.describe()}; this can take minutes", file=sys.stderr)
+        report = precompile(config, target, num_classes=num_classes, num_examples=num_examples)
+        per_second = config.batch_size / report.roofline_seconds
+        print(throughput.describe_need(target.name, target.chips, per_second))
     return EXIT_OK

@@ -1,22 +1,32 @@
 """From the bytes of an image file to uint8 pixels of a fixed size: pure functions of bytes and a random generator.
 
-Pillow decodes and resizes (with antialiasing, and without holding the GIL), step by step as torchvision's transforms
-and timm's do on Pillow images, so that a PyTorch recipe sees the same pixels here. Normalisation happens on the device,
-in the step.
+Pillow decodes and resizes (with antialiasing), step by step as torchvision's transforms and timm's do on Pillow images,
+so that a PyTorch recipe sees the same pixels here. In training, `random_resized_crop` has the same pixels to a grey
+level, in two thirds of the time: of a JPEG file only the part that the crop needs is decoded (jpeg.py), and the filters
+are vector code (cykooz-resizer). Nothing here holds the GIL for long. Normalisation happens on the device, in the step.
 """
 
 import dataclasses
 import io
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
+from eca_jax.data.jpeg import Box, open_jpeg, reduction_for
 from eca_jax.data.randaugment import MAX_MAGNITUDE, rand_augment
 from eca_jax.errors import EcaJaxError
 
+try:
+    import cykooz_resizer
+except ImportError:  # ARM Linux: there is no wheel
+    cykooz_resizer = None
+
 AUGMENTATIONS = ("random_resized_crop", "pad_and_crop", "none")
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "catmull_rom"}
+"""Pillow's -> cykooz-resizer's: its bicubic is Catmull and Rom's, with a = -1/2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,30 +127,59 @@ def decode(data: bytes) -> Image.Image:
 
 def train_image(data: bytes, rng: np.random.Generator, config: PreprocessConfig) -> np.ndarray:
     """Encoded image -> augmented uint8 (train_size, train_size, 3). The same generator state gives the same pixels."""
-    return np.asarray(augment(decode(data), rng, config))
+    return begin_train_image(data, rng, config)()
 
 
-def augment(image: Image.Image, rng: np.random.Generator, config: PreprocessConfig) -> Image.Image:
+def begin_train_image(data: bytes, rng: np.random.Generator, config: PreprocessConfig) -> Callable[[], np.ndarray]:
+    """`train_image` in two halves: what can be done without a pixel is done now, the rest by what is returned."""
+    jpeg = open_jpeg(data) if config.augment == "random_resized_crop" else None
+    if jpeg is None:
+        return lambda: augment(decode(data), rng, config)
+    left, top, width, height = crop_box(*jpeg.size, config, rng)
+
+    def finish() -> np.ndarray:
+        reduction = reduction_for((width, height), config.train_size)
+        pixels, box = jpeg.decode((left, top, width, height), reduction)
+        pixels = resize(pixels, box, config.train_size, train_filter(config, rng))
+        return flip_and_randaugment(pixels, rng, config)
+
+    return finish
+
+
+def augment(image: Image.Image, rng: np.random.Generator, config: PreprocessConfig) -> np.ndarray:
     """Crop, flip, RandAugment: timm's order."""
     if config.augment == "random_resized_crop":
-        image = random_resized_crop(image, config, rng)
-    else:
-        image = resize_short_side(image, config.train_size, train_filter(config, rng))
-        image = center_crop(image, config.train_size)
-        if config.augment == "pad_and_crop":
-            image = pad_and_crop(image, config.pad, rng)
+        return flip_and_randaugment(random_resized_crop(image, config, rng), rng, config)
+    image = resize_short_side(image, config.train_size, train_filter(config, rng))
+    image = center_crop(image, config.train_size)
+    if config.augment == "pad_and_crop":
+        image = pad_and_crop(image, config.pad, rng)
+    return flip_and_randaugment(np.asarray(image), rng, config)
+
+
+def flip_and_randaugment(pixels: np.ndarray, rng: np.random.Generator, config: PreprocessConfig) -> np.ndarray:
+    """What comes after the crop."""
     if config.flip and rng.random() < 0.5:  # a multiple of 2^-53 below 1: exactly half of the values are less
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if config.randaugment is not None:
-        image = rand_augment(
-            image,
-            rng,
-            magnitude=config.randaugment,
-            std=config.randaugment_std,
-            resample=lambda: train_filter(config, rng),
-            fill=tuple(min(255, round(255 * mean)) for mean in config.mean),
-        )
-    return image
+        pixels = mirrored(pixels)
+    if config.randaugment is None:
+        return pixels
+    image = rand_augment(
+        Image.fromarray(pixels),
+        rng,
+        magnitude=config.randaugment,
+        std=config.randaugment_std,
+        resample=lambda: train_filter(config, rng),
+        fill=tuple(min(255, round(255 * mean)) for mean in config.mean),
+    )
+    return np.asarray(image)
+
+
+def mirrored(pixels: np.ndarray) -> np.ndarray:
+    """pixels[:, ::-1], copied a channel at a time, which takes a fifth of the time."""
+    out = np.empty_like(pixels)
+    for channel in range(pixels.shape[-1]):
+        out[..., channel] = pixels[:, ::-1, channel]
+    return out
 
 
 def train_filter(config: PreprocessConfig, rng: np.random.Generator) -> Image.Resampling:
@@ -170,12 +209,30 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def random_resized_crop(image: Image.Image, config: PreprocessConfig, rng: np.random.Generator) -> Image.Image:
+def random_resized_crop(image: Image.Image, config: PreprocessConfig, rng: np.random.Generator) -> np.ndarray:
     """A random part of the image, resized (antialiased, as Pillow's reducing resize is)."""
     left, top, width, height = crop_box(*image.size, config, rng)
-    # A copy is made first: resize(box=...) would let pixels from outside the box in.
-    crop = image.crop((left, top, left + width, top + height))
-    return crop.resize((config.train_size, config.train_size), train_filter(config, rng))
+    # Cut out first: with a box in the larger image, pixels from outside the box would come in.
+    crop = np.asarray(image.crop((left, top, left + width, top + height)))
+    return resize(crop, (0, 0, width, height), config.train_size, train_filter(config, rng))
+
+
+def resize(pixels: np.ndarray, box: Box, size: int, resample: Image.Resampling) -> np.ndarray:
+    """Pillow's `resize((size, size), resample, box)` to a grey level: the same filters in fixed point, vectorised."""
+    if cykooz_resizer is None:
+        left, top, width, height = box
+        resized = Image.fromarray(pixels).resize((size, size), resample, (left, top, left + width, top + height))
+        return np.asarray(resized)
+    options = cykooz_resizer.ResizeOptions(
+        resize_alg=cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType[FILTERS[resample]]),
+        crop_box=cykooz_resizer.CropBox(*box),
+        use_alpha=False,
+    )
+    height, width, _ = pixels.shape
+    rgb = cykooz_resizer.PixelType.U8x3
+    resized = cykooz_resizer.ImageData(size, size, rgb)
+    cykooz_resizer.Resizer().resize(cykooz_resizer.ImageData(width, height, rgb, pixels.tobytes()), resized, options)
+    return np.frombuffer(resized.get_buffer(), np.uint8).reshape(size, size, 3)
 
 
 def crop_box(width: int, height: int, config: PreprocessConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:

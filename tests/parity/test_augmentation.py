@@ -159,7 +159,7 @@ def test_the_transform_is_set_up_as_timm_s(train_interpolation, monkeypatch):
     monkeypatch.setattr(preprocess, "rand_augment", lambda image, rng, **fields: seen.append(fields) or image)
     config = PreprocessConfig(randaugment=7, train_interpolation=train_interpolation)
     image = preprocess.augment(Image.new("RGB", (300, 200)), np.random.default_rng(0), config)
-    assert image.size == (224, 224)  # RandAugment comes after the crop, as there
+    assert image.shape == (224, 224, 3)  # RandAugment comes after the crop, as there
     (fields,) = seen
     assert (fields["magnitude"], fields["std"]) == (7, 0.5)
     assert {op.kwargs["fillcolor"] for op in randaugment.ops} == {fields["fill"]}

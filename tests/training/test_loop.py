@@ -280,3 +280,35 @@ def test_a_run_starts_from_pretrained_weights_with_a_new_head_and_frozen_stages(
     wider = dataclasses.replace(config.model, width_multiplier=0.25)
     with pytest.raises(EcaJaxError, match=r"model.pretrained: .* is of .*width_multiplier=0.125.*, the configuration"):
         train(dataclasses.replace(config, workdir=str(tmp_path / "other"), model=wider))
+
+
+def test_the_next_batch_crosses_over_while_a_step_runs(tmp_path, data_dir, monkeypatch):
+    """Double buffering: before the host waits for step k, it has put batch k + 1 and k + 2 onto the devices."""
+    events, train_batches = [], loop.train_batches
+
+    def recorded(*args, **options):
+        for n, batch in enumerate(train_batches(*args, **options)):
+            events.append(("put", n))
+            yield batch
+
+    class Loss:
+        def __init__(self, n: int):
+            self._n = n
+
+        def block_until_ready(self):
+            events.append(("waited", self._n))
+
+    class Recorded(loop.InFlight):
+        _added = 0
+
+        def add(self, result):
+            super().add(Loss(self._added))
+            self._added += 1
+
+    monkeypatch.setattr(loop, "train_batches", recorded)
+    monkeypatch.setattr(loop, "InFlight", Recorded)
+    train(configure(tmp_path, epochs=1, log_every=100))
+    waited = [n for event, n in events if event == "waited"]
+    assert waited == [0, 1, 2]  # of 5 steps; the 2 batches of the evaluation are not waited for
+    for n in waited:
+        assert events.index(("put", n + 1)) < events.index(("put", n + 2)) < events.index(("waited", n))
