@@ -46,7 +46,7 @@ def inference(name: str, dtype: str) -> tuple[nnx.GraphDef, nnx.State]:
     return nnx.split(model)
 
 
-def lower(task: str, name: str, device: jax.Device) -> jax.stages.Lowered:
+def lower(task: str, name: str, device: Any) -> jax.stages.Lowered:
     """The program of one chip."""
     mesh = make_mesh([device])
     if task == "training":
