@@ -209,7 +209,11 @@ def main() -> None:
         summary.append(ratios)
         details += rows
     print(f"\n{machine('jax', 'torch')}, eca_resnet50, float32, {args.rounds} rounds in turn\n")
-    print(markdown(["case", "PyTorch's best", "time, ours / it", "CPU time, ours / it", "peak memory, ours / it"], summary))
+    print(
+        markdown(
+            ["case", "PyTorch's best", "time, ours / it", "CPU time, ours / it", "peak memory, ours / it"], summary
+        )
+    )
     print("\n" + markdown(["case", "contestant", "milliseconds a step", "peak memory, GiB"], details))
 
 
