@@ -3,7 +3,7 @@
 XLA:CPU has a fast kernel for convolutions that mix channels over several pixels, and takes it for the others too: for
 the gradients of a 1x1 kernel it copies whole activations, transposed, and a depthwise kernel it treats as a dense one.
 So on the CPU a 1x1 convolution is a matrix product over the pixels, and a depthwise one a sum of shifted products. TPU
-and GPU compile the convolutions that they were always given (`jax.lax.platform_dependent` leaves nothing of the choice).
+and GPU compile the convolutions that they were given before (`jax.lax.platform_dependent` leaves no trace).
 """
 
 import dataclasses
@@ -40,37 +40,42 @@ def convolve(
         return lax.conv_general_dilated(x, kernel, strides, padding, feature_group_count=feature_group_count, **options)
     (up, down), (left, right) = padding
     window = Window((strides[0], strides[1]), ((up, down), (left, right)), feature_group_count)
-    return (_pointwise if pointwise else _depthwise)(x, kernel, window)
+    return _by_platform(x, kernel, window, POINTWISE if pointwise else DEPTHWISE)
 
 
-def _by_platform(
-    cpu: Callable[[jax.Array, jax.Array, Window], jax.Array],
-    cpu_gradients: Callable[[jax.Array, jax.Array, jax.Array, Window], Gradients],
-) -> Callable[[jax.Array, jax.Array, Window], jax.Array]:
-    """These functions on the CPU, a convolution and what autodiff makes of it elsewhere."""
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A way to compute a convolution and its gradients."""
 
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-    def function(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-        return lax.platform_dependent(
-            x,
-            kernel,
-            cpu=functools.partial(cpu, window=window),
-            default=functools.partial(_convolution, window=window),
-        )
+    output: Callable[[jax.Array, jax.Array, Window], jax.Array]
+    gradients: Callable[[jax.Array, jax.Array, jax.Array, Window], Gradients]
 
-    def forward(x: jax.Array, kernel: jax.Array, window: Window) -> tuple[jax.Array, Gradients]:
-        return function(x, kernel, window), (x, kernel)
 
-    def backward(window: Window, saved: Gradients, dy: jax.Array) -> Gradients:
-        return lax.platform_dependent(
-            *saved,
-            dy,
-            cpu=functools.partial(cpu_gradients, window=window),
-            default=functools.partial(_convolution_gradients, window=window),
-        )
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _by_platform(x: jax.Array, kernel: jax.Array, window: Window, on_cpu: Form) -> jax.Array:
+    """`on_cpu` there, elsewhere a convolution and what autodiff makes of it."""
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: on_cpu.output(x, kernel, window),
+        default=lambda x, kernel: _convolution(x, kernel, window),
+    )
 
-    function.defvjp(forward, backward)
-    return function
+
+def _forward(x: jax.Array, kernel: jax.Array, window: Window, on_cpu: Form) -> tuple[jax.Array, Gradients]:
+    return _by_platform(x, kernel, window, on_cpu), (x, kernel)
+
+
+def _backward(window: Window, on_cpu: Form, saved: Gradients, dy: jax.Array) -> Gradients:
+    return lax.platform_dependent(
+        *saved,
+        dy,
+        cpu=lambda x, kernel, dy: on_cpu.gradients(x, kernel, dy, window),
+        default=lambda x, kernel, dy: _convolution_gradients(x, kernel, dy, window),
+    )
+
+
+_by_platform.defvjp(_forward, _backward)
 
 
 def _convolution(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -85,7 +90,7 @@ def _convolution_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, windo
     return dx, dkernel
 
 
-def _seen(x: jax.Array, row: int, column: int, strides: tuple[int, int], size: tuple[int, int]) -> jax.Array:
+def _seen(x: jax.Array, row: int, column: int, strides: tuple[int, int], size: Sequence[int]) -> jax.Array:
     """The `size` pixels of (b, h, w, c) that one place of the kernel meets, the first at (row, column)."""
     start = (0, row, column, 0)
     stop = (x.shape[0], row + strides[0] * (size[0] - 1) + 1, column + strides[1] * (size[1] - 1) + 1, x.shape[3])
@@ -93,7 +98,7 @@ def _seen(x: jax.Array, row: int, column: int, strides: tuple[int, int], size: t
 
 
 def _product(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    size = tuple((n - 1) // stride + 1 for n, stride in zip(x.shape[1:3], window.strides, strict=True))
+    size = [(n - 1) // stride + 1 for n, stride in zip(x.shape[1:3], window.strides, strict=True)]
     return lax.dot_general(_seen(x, 0, 0, window.strides, size), kernel[0, 0], (((3,), (0,)), ((), ())))
 
 
@@ -111,7 +116,7 @@ def _product_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, window: W
 def _shifted_products(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     height, width = kernel.shape[:2]
     x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
-    size = ((x.shape[1] - height) // window.strides[0] + 1, (x.shape[2] - width) // window.strides[1] + 1)
+    size = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:3], (height, width), window.strides, strict=True)]
     places = ((i, j) for i in range(height) for j in range(width))
     return functools.reduce(jnp.add, (_seen(x, i, j, window.strides, size) * kernel[i, j, 0] for i, j in places))
 
@@ -136,5 +141,5 @@ def _shifted_products_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, 
     return dx, jnp.stack(dkernel).reshape(kernel.shape)
 
 
-_pointwise = _by_platform(_product, _product_gradients)
-_depthwise = _by_platform(_shifted_products, _shifted_products_gradients)
+POINTWISE = Form(_product, _product_gradients)
+DEPTHWISE = Form(_shifted_products, _shifted_products_gradients)

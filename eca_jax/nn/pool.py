@@ -18,11 +18,15 @@ def max_pool(x: jax.Array) -> jax.Array:
 
     The gradient goes to the first of several equal maxima of a window, as in PyTorch.
     """
+    return _max_pool(x)
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
 def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return max_pool(x), x
+    return _max_pool(x), x
 
 
 def _backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
@@ -33,12 +37,12 @@ max_pool.defvjp(_forward, _backward)
 
 
 def _select_and_scatter(x: jax.Array, dy: jax.Array) -> jax.Array:
-    return jax.vjp(max_pool.fun, x)[1](dy)[0]
+    return jax.vjp(_max_pool, x)[1](dy)[0]
 
 
 def _compare(x: jax.Array, dy: jax.Array) -> jax.Array:
     (_, h, w, c), (b, rows, columns, _) = x.shape, dy.shape
-    y = max_pool(x)
+    y = _max_pool(x)
     padded = jnp.pad(x, ((0, 0), (1, 2 * rows - h), (1, 2 * columns - w), (0, 0)), constant_values=-jnp.inf)
     place = jnp.full(y.shape, 8, jnp.int8)  # of the first maximum in its window, in reading order
     for k in reversed(range(8)):
