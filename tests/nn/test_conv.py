@@ -104,8 +104,13 @@ def test_bfloat16_stays_bfloat16(rng):
 
 
 def operations(function, platform: str, *args) -> collections.Counter[tuple[str, str]]:
-    """How often the program lowered for a platform has each operation and its types; a choice of one is none."""
-    text = jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+    """How often the program lowered for a platform has each operation and its types.
+
+    A choice of one, as `platform_dependent` leaves it in StableHLO, is no operation: what a compiler gets has none.
+    """
+    lowered = jax.jit(function).trace(*args).lower(lowering_platforms=(platform,))
+    assert "conditional" not in lowered.as_text("hlo")
+    text = lowered.as_text()
     found = re.findall(r"= \"?(stablehlo\.\w+)\"?.* : (.*)", text)
     return collections.Counter((name, types) for name, types in found if types != "tensor<i32>")
 
