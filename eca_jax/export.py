@@ -181,6 +181,8 @@ def _compare(exported: Logits, model: Logits, image_size: int, tolerance: float)
 
 Value = np.ndarray | str
 NCHW = (0, 3, 1, 2)  # axis i in ONNX is axis NCHW[i] in the jaxpr
+CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+"""Operations that stand for a jaxpr, and the parameter that has it."""
 ELEMENTWISE = {
     "add": "Add",
     "sub": "Sub",
@@ -260,9 +262,14 @@ class _Builder:
         for eqn in jaxpr.eqns:
             inputs = [read(atom) for atom in eqn.invars]
             name = eqn.primitive.name
-            if name in ("jit", "custom_jvp_call"):
-                inner = eqn.params["jaxpr" if name == "jit" else "call_jaxpr"]
+            if name in CALLS:
+                inner = eqn.params[CALLS[name]]
                 outputs = self.run(inner.jaxpr, inner.consts, inputs)
+            elif name == "platform_index":  # the last is what is computed on a platform without a form of its own
+                outputs = [np.asarray(len(eqn.params["platforms"]) - 1)]
+            elif name == "cond" and isinstance(inputs[0], np.ndarray):
+                branch = eqn.params["branches"][inputs[0].item()]
+                outputs = self.run(branch.jaxpr, branch.consts, inputs[1:])
             elif not any(isinstance(value, str) for value in inputs):
                 results = eqn.primitive.bind(*inputs, **eqn.params)
                 outputs = [np.asarray(y) for y in (results if eqn.primitive.multiple_results else [results])]

@@ -8,7 +8,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -16,6 +15,7 @@ from eca_jax.models.base import Backbone, Feature
 from eca_jax.nn.attention import Identity, kernel_sizes
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.layers import linear
+from eca_jax.nn.pool import max_pool
 from eca_jax.nn.tail import conv_norm, in_turn, tail
 
 
@@ -211,9 +211,3 @@ class ResNet(Backbone):
 
     def head(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         return self.fc(self.dropout(self.pool(x), rngs=rngs))
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """3x3 of stride 2, padded by 1 on every side."""
-    window, strides, padding = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, padding)

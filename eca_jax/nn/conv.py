@@ -1,0 +1,145 @@
+"""Convolution in the form that is fastest on the platform it is compiled for: the one place that chooses.
+
+XLA:CPU has a fast kernel for convolutions that mix channels over several pixels, and takes it for the others too: for
+the gradients of a 1x1 kernel it copies whole activations, transposed, and a depthwise kernel it treats as a dense one.
+So on the CPU a 1x1 convolution is a matrix product over the pixels, and a depthwise one a sum of shifted products. TPU
+and GPU compile the convolutions that they were given before (`jax.lax.platform_dependent` leaves no trace).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+Gradients = tuple[jax.Array, jax.Array]
+"""Of the activation and of the kernel."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """How a kernel moves: along height and width, and in how many groups of channels."""
+
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    groups: int
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, *, feature_group_count: int, **options: Any
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` of (b, h, w, c_in) with (k, k, c_in / groups, c_out), for `nnx.Conv` to call."""
+    height, width, c_in, c_out = kernel.shape
+    pointwise = height == width == feature_group_count == 1
+    depthwise = c_in == 1 and c_out == feature_group_count
+    if not (pointwise or depthwise):
+        return lax.conv_general_dilated(x, kernel, strides, padding, feature_group_count=feature_group_count, **options)
+    (up, down), (left, right) = padding
+    window = Window((strides[0], strides[1]), ((up, down), (left, right)), feature_group_count)
+    return _by_platform(x, kernel, window, POINTWISE if pointwise else DEPTHWISE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A way to compute a convolution and its gradients."""
+
+    output: Callable[[jax.Array, jax.Array, Window], jax.Array]
+    gradients: Callable[[jax.Array, jax.Array, jax.Array, Window], Gradients]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _by_platform(x: jax.Array, kernel: jax.Array, window: Window, on_cpu: Form) -> jax.Array:
+    """`on_cpu` there, elsewhere a convolution and what autodiff makes of it."""
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: on_cpu.output(x, kernel, window),
+        default=lambda x, kernel: _convolution(x, kernel, window),
+    )
+
+
+def _forward(x: jax.Array, kernel: jax.Array, window: Window, on_cpu: Form) -> tuple[jax.Array, Gradients]:
+    return _by_platform(x, kernel, window, on_cpu), (x, kernel)
+
+
+def _backward(window: Window, on_cpu: Form, saved: Gradients, dy: jax.Array) -> Gradients:
+    return lax.platform_dependent(
+        *saved,
+        dy,
+        cpu=lambda x, kernel, dy: on_cpu.gradients(x, kernel, dy, window),
+        default=lambda x, kernel, dy: _convolution_gradients(x, kernel, dy, window),
+    )
+
+
+_by_platform.defvjp(_forward, _backward)
+
+
+def _convolution(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    return lax.conv_general_dilated(
+        x, kernel, window.strides, window.padding, dimension_numbers=LAYOUT, feature_group_count=window.groups
+    )
+
+
+def _convolution_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, window: Window) -> Gradients:
+    (dx,) = jax.linear_transpose(lambda x: _convolution(x, kernel, window), x)(dy)
+    (dkernel,) = jax.linear_transpose(lambda kernel: _convolution(x, kernel, window), kernel)(dy)
+    return dx, dkernel
+
+
+def _seen(x: jax.Array, row: int, column: int, strides: tuple[int, int], size: Sequence[int]) -> jax.Array:
+    """The `size` pixels of (b, h, w, c) that one place of the kernel meets, the first at (row, column)."""
+    start = (0, row, column, 0)
+    stop = (x.shape[0], row + strides[0] * (size[0] - 1) + 1, column + strides[1] * (size[1] - 1) + 1, x.shape[3])
+    return lax.slice(x, start, stop, (1, *strides, 1))
+
+
+def _product(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    size = [(n - 1) // stride + 1 for n, stride in zip(x.shape[1:3], window.strides, strict=True)]
+    return lax.dot_general(_seen(x, 0, 0, window.strides, size), kernel[0, 0], (((3,), (0,)), ((), ())))
+
+
+def _product_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, window: Window) -> Gradients:
+    (dx,) = jax.linear_transpose(lambda x: _product(x, kernel, window), x)(dy)
+    x = _seen(x, 0, 0, window.strides, dy.shape[1:3])
+    x, dy = (v.reshape(-1, v.shape[-1]) for v in (x, dy))  # (pixels, c)
+    if x.shape[1] <= dy.shape[1] or x.shape[0] < x.shape[1]:
+        return dx, (x.T @ dy)[None, None]
+    # XLA transposes x on its way into the product. Here dy is narrower, and the result small: a barrier keeps XLA from
+    # turning this round again, and another from transposing the result once for each of its readers.
+    return dx, lax.optimization_barrier(lax.optimization_barrier(dy.T @ x).T)[None, None]
+
+
+def _shifted_products(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    height, width = kernel.shape[:2]
+    x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
+    size = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:3], (height, width), window.strides, strict=True)]
+    places = ((i, j) for i in range(height) for j in range(width))
+    return functools.reduce(jnp.add, (_seen(x, i, j, window.strides, size) * kernel[i, j, 0] for i, j in places))
+
+
+def _shifted_products_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, window: Window) -> Gradients:
+    height, width = kernel.shape[:2]
+    padded = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
+    dkernel = [
+        jnp.sum(_seen(padded, i, j, window.strides, dy.shape[1:3]) * dy, (0, 1, 2))
+        for i in range(height)
+        for j in range(width)
+    ]
+    # Every pixel of x meets the flipped kernel over dy, spread out to the pixels that the strides passed over.
+    spread = [
+        (k - 1 - low, n + low - (m - 1) * stride - 1, stride - 1)
+        for k, n, m, (low, _), stride in zip(
+            (height, width), x.shape[1:3], dy.shape[1:3], window.padding, window.strides, strict=True
+        )
+    ]
+    dy = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
+    dx = _shifted_products(dy, jnp.flip(kernel, (0, 1)), Window((1, 1), ((0, 0), (0, 0)), window.groups))
+    return dx, jnp.stack(dkernel).reshape(kernel.shape)
+
+
+POINTWISE = Form(_product, _product_gradients)
+DEPTHWISE = Form(_shifted_products, _shifted_products_gradients)

@@ -1,0 +1,66 @@
+"""The stem's max pool, with a gradient that is fast on every platform.
+
+XLA:CPU walks over every window for the gradient of a max pool, an element at a time: of a training step of ResNet-50
+that was as much as 3 of its 3x3 convolutions. There the gradient is nine comparisons instead; TPU and GPU keep theirs.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+WINDOWS_OVER = {0: ((1, 0),), 1: ((2, 0), (0, 1))}
+"""By the parity of a row r: its place in each window that has it, and that window's number less r // 2."""
+
+
+@jax.custom_vjp
+def max_pool(x: jax.Array) -> jax.Array:
+    """3x3 of stride 2, padded by 1 on every side: (b, h, w, c) -> (b, ceil(h / 2), ceil(w / 2), c).
+
+    The gradient goes to the first of several equal maxima of a window, as in PyTorch.
+    """
+    return _max_pool(x)
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _max_pool(x), x
+
+
+def _backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    return (lax.platform_dependent(x, dy, cpu=_compare, default=_select_and_scatter),)
+
+
+max_pool.defvjp(_forward, _backward)
+
+
+def _select_and_scatter(x: jax.Array, dy: jax.Array) -> jax.Array:
+    return jax.vjp(_max_pool, x)[1](dy)[0]
+
+
+def _compare(x: jax.Array, dy: jax.Array) -> jax.Array:
+    (_, h, w, c), (b, rows, columns, _) = x.shape, dy.shape
+    y = _max_pool(x)
+    padded = jnp.pad(x, ((0, 0), (1, 2 * rows - h), (1, 2 * columns - w), (0, 0)), constant_values=-jnp.inf)
+    place = jnp.full(y.shape, 8, jnp.int8)  # of the first maximum in its window, in reading order
+    for k in reversed(range(8)):
+        i, j = divmod(k, 3)
+        place = jnp.where(padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] == y, jnp.int8(k), place)
+
+    # One more window at the end, which no pixel wins, so that every pixel of a parity is in as many.
+    border = ((0, 0), (0, 1), (0, 1), (0, 0))
+    place, dy = lax.optimization_barrier((jnp.pad(place, border, constant_values=-1), jnp.pad(dy, border)))
+
+    def pixels(row_parity: int, column_parity: int) -> jax.Array:
+        """(b, rows, columns, c): the gradient at every second row and column."""
+        total = jnp.zeros((), dy.dtype)
+        for i, down in WINDOWS_OVER[row_parity]:
+            for j, right in WINDOWS_OVER[column_parity]:
+                window = (slice(None), slice(down, down + rows), slice(right, right + columns))
+                total += jnp.where(place[window] == 3 * i + j, dy[window], 0)
+        return total
+
+    dx = jnp.stack([jnp.stack([pixels(i, j) for j in (0, 1)], 3) for i in (0, 1)], 2)
+    return dx.reshape(b, 2 * rows, 2 * columns, c)[:, :h, :w]
