@@ -9,6 +9,7 @@ from flax import nnx
 
 from eca_jax.models.base import Backbone
 from eca_jax.nn.attention import ECA, ECA_NS, SE
+from eca_jax.nn.layers import Conv
 from eca_jax.nn.norm import BatchNorm
 
 
@@ -28,7 +29,7 @@ CONV1D = Layout(lambda a: a[None, None, :], lambda a: a[0, 0, :])  # k <-> 1 1 k
 CONV1D_DEPTHWISE = Layout(lambda a: a.T[:, None, :], lambda a: a[:, 0, :].T)  # k c <-> c 1 k
 
 RULES: dict[type, dict[str, tuple[str, Layout]]] = {
-    nnx.Conv: {"kernel": ("weight", CONV)},
+    Conv: {"kernel": ("weight", CONV)},
     nnx.Linear: {"kernel": ("weight", DENSE), "bias": ("bias", SAME)},
     BatchNorm: {
         "scale": ("weight", SAME),

@@ -70,7 +70,7 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         residual = x if self.downsample is None else in_turn(x, *self.downsample.layers)
-        x = nnx.relu(conv_norm(x, self.conv1, self.bn1))
+        x = conv_norm(x, self.conv1, self.bn1, relu=True)
         return tail(
             x, self.conv2, self.bn2, self.attn, drop_path=self.drop_path, rngs=rngs, shortcut=residual, relu=True
         )
@@ -97,8 +97,8 @@ class Bottleneck(nnx.Module):
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         residual = x if self.downsample is None else in_turn(x, *self.downsample.layers)
-        x = nnx.relu(conv_norm(x, self.conv1, self.bn1))
-        x = nnx.relu(conv_norm(x, self.conv2, self.bn2))
+        x = conv_norm(x, self.conv1, self.bn1, relu=True)
+        x = conv_norm(x, self.conv2, self.bn2, relu=True)
         return tail(
             x, self.conv3, self.bn3, self.attn, drop_path=self.drop_path, rngs=rngs, shortcut=residual, relu=True
         )

@@ -1,5 +1,7 @@
 """Batch normalisation with a statistics group and PyTorch's running statistics."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -55,15 +57,11 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = widened(x, self.mean[...].dtype)
         if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
-            grouped = wide
+            a, b = self.running_affine()
         else:
-            mean, var = self.batch_statistics(*moments(wide), pixels=x[0, ..., 0].size)
-            groups, expand = len(mean), (slice(None), *[None] * (x.ndim - 1))
-            grouped = wide.reshape(groups, -1, *x.shape[1:])  # g n ... c
-            mean, var = mean[expand], var[expand]
-        y = (grouped - mean) * self._multiplier(var) + self.bias[...]
-        return y.reshape(x.shape).astype(self.dtype)
+            a, b = self.batch_affine(*moments(wide), pixels=math.prod(x.shape[1:-1]))
+            a, b = (jnp.expand_dims(t, range(1, x.ndim - 1)) for t in (a, b))
+        return (wide * a + b).astype(self.dtype)
 
     def running_affine(self) -> tuple[jax.Array, jax.Array]:
         """(a, b), (c,) each: a * x + b is what the running statistics make of x."""
@@ -97,11 +95,8 @@ class BatchNorm(nnx.Module):
         self._move(self.var, var.mean(0) * (n / max(n - 1, 1)))
         return mean, var
 
-    def _multiplier(self, var: jax.Array) -> jax.Array:
-        return self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-
     def _affine(self, mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
-        a = self._multiplier(var)
+        a = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         return a, self.bias[...] - a * mean
 
     def _move(self, running: nnx.BatchStat, batch: jax.Array) -> None:

@@ -4,27 +4,42 @@ An attention that needs only the average of its input (a `ChannelGate`) is compu
 activation of its own; docs/performance.md derives how, and what it saves. Any other attention is called as it stands.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from eca_jax.nn.attention import ChannelGate, squeeze
+from eca_jax.nn.attention import ChannelGate, Identity, squeeze
 from eca_jax.nn.layers import Conv
 from eca_jax.nn.norm import BatchNorm, moments, widened
 
 
-def conv_norm(x: jax.Array, conv: Conv, norm: BatchNorm) -> jax.Array:
-    """norm(conv(x)): (b, h, w, c_in) -> (b, h, w, c).
+def conv_norm(x: jax.Array, conv: Conv, norm: BatchNorm, *, relu: bool = False) -> jax.Array:
+    """norm(conv(x)), then ReLU if asked for: (b, h, w, c_in) -> (b, h, w, c).
 
     With running statistics the norm's scale goes into the kernel, so what follows the convolution is a bias alone:
     XLA:GPU then gives bias, shortcut and ReLU to cuDNN's convolution instead of a pass over the activation each.
     """
-    if not norm.use_running_average:
-        return norm(conv(x))
-    kernel, bias = folded(conv, norm)
-    return conv.convolve(x, kernel) + bias.astype(norm.dtype)
+    if norm.use_running_average:
+        kernel, bias = folded(conv, norm)
+        y = conv.convolve(x, kernel) + bias.astype(norm.dtype)
+        return nnx.relu(y) if relu else y
+    x, _, a, b = normalised(x, conv, norm)
+    return affine_relu(x, a, b, None, norm.dtype) if relu else (x * a + b).astype(norm.dtype)
+
+
+def normalised(x: jax.Array, conv: Conv, norm: BatchNorm) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """x = conv(x), widened, the average m of it (b, c), and a and b (b, 1, 1, c): a * x + b is norm(conv(x)).
+
+    With batch statistics, and moves the running ones.
+    """
+    x = widened(conv(x), norm.mean[...].dtype)
+    mean, square = moments(x)
+    a, b = norm.batch_affine(mean, square, pixels=x.shape[1] * x.shape[2])
+    return x, mean, a[:, None, None], b[:, None, None]
 
 
 def in_turn(x: jax.Array, *layers: Any) -> jax.Array:
@@ -73,50 +88,56 @@ def tail(
     Returns:
       (b, h, w, c) in the norm's dtype.
     """
-    if not isinstance(attention, ChannelGate):
+    if not isinstance(attention, ChannelGate | Identity):
         y = drop_path(attention(conv_norm(h, conv, norm)), rngs=rngs)
     elif norm.use_running_average:
         y = conv_norm(h, conv, norm)
-        narrower = conv.kernel_size == (1, 1) and h.shape[-1] < y.shape[-1]
-        gate = attention.gate(projected(squeeze(h), conv, norm) if narrower else squeeze(y))
-        y = (y * drop_path(gate[:, None, None], rngs=rngs)).astype(y.dtype)
+        if isinstance(attention, ChannelGate):
+            narrower = conv.kernel_size == (1, 1) and h.shape[-1] < y.shape[-1]
+            gate = attention.gate(projected(squeeze(h), conv, norm) if narrower else squeeze(y))
+            y = (y * gate[:, None, None]).astype(y.dtype)
+        y = drop_path(y, rngs=rngs)
     else:
-        x = widened(conv(h), norm.mean[...].dtype)
-        mean, square = moments(x)
-        a, b = norm.batch_affine(mean, square, pixels=x.shape[1] * x.shape[2])
-        gate = drop_path(attention.gate(a * mean + b)[:, None, None], rngs=rngs)
-        scale, offset = a[:, None, None] * gate, b[:, None, None] * gate
-        if relu and shortcut is not None:
-            return affine_add_relu(x, scale, offset, shortcut)
-        y = (x * scale + offset).astype(norm.dtype)
+        x, mean, a, b = normalised(h, conv, norm)
+        if isinstance(attention, ChannelGate):
+            gate = attention.gate((a * mean[:, None, None] + b)[:, 0, 0])[:, None, None]
+            a, b = a * gate, b * gate
+        keep = drop_path(jnp.ones((len(x), 1, 1, 1), x.dtype), rngs=rngs)
+        a, b = a * keep, b * keep
+        if relu:
+            return affine_relu(x, a, b, shortcut, norm.dtype)
+        y = (x * a + b).astype(norm.dtype)
     y = y if shortcut is None else y + shortcut
     return nnx.relu(y) if relu else y
 
 
-@jax.custom_vjp
-def affine_add_relu(x: jax.Array, scale: jax.Array, offset: jax.Array, shortcut: jax.Array) -> jax.Array:
-    """relu(x * scale + offset + shortcut) in the shortcut's dtype.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def affine_relu(
+    x: jax.Array, scale: jax.Array, offset: jax.Array, shortcut: jax.Array | None, dtype: DTypeLike
+) -> jax.Array:
+    """relu(x * scale + offset + shortcut), without a shortcut where that is None, in `dtype`.
 
     Args:
-      x: (b, h, w, c), float32 or wider: a wider view of what the projection returned in the shortcut's dtype.
+      x: (b, h, w, c), float32 or wider: a wider view of what a convolution returned in `dtype`.
       scale, offset: (b, 1, 1, c).
-      shortcut: (b, h, w, c).
+      shortcut: (b, h, w, c) in `dtype`.
     """
-    return jax.nn.relu((x * scale + offset).astype(shortcut.dtype) + shortcut)
+    y = (x * scale + offset).astype(dtype)
+    return jax.nn.relu(y if shortcut is None else y + shortcut)
 
 
-def _affine_add_relu_forward(x, scale, offset, shortcut):
-    out = affine_add_relu(x, scale, offset, shortcut)
-    return out, (x.astype(shortcut.dtype), scale, out)
+def _affine_relu_forward(x, scale, offset, shortcut, dtype):
+    out = affine_relu(x, scale, offset, shortcut, dtype)
+    return out, (x.astype(dtype), scale, out, shortcut is None)
 
 
-def _affine_add_relu_backward(residuals, gradient):
-    x, scale, out = residuals
-    d = jnp.where(out > 0, gradient, 0)
+def _affine_relu_backward(dtype, residuals, gradient):
+    x, scale, out, alone = residuals
+    d = jnp.where(out != 0, gradient, 0)  # out > 0, but of that XLA makes a question about what ReLU got, and keeps it
     wide = d.astype(scale.dtype)
     s1 = wide.sum((1, 2), keepdims=True)
     s2 = (wide * x).sum((1, 2), keepdims=True)
-    return wide * scale, s2, s1, d
+    return wide * scale, s2, s1, None if alone else d
 
 
-affine_add_relu.defvjp(_affine_add_relu_forward, _affine_add_relu_backward)
+affine_relu.defvjp(_affine_relu_forward, _affine_relu_backward)

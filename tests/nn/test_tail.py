@@ -13,7 +13,7 @@ from eca_jax.models.resnet import BasicBlock, Bottleneck
 from eca_jax.nn.attention import AttentionConfig
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.norm import BatchNorm
-from eca_jax.nn.tail import affine_add_relu, tail
+from eca_jax.nn.tail import affine_relu, tail
 
 ATTENTIONS = {
     "eca": AttentionConfig("eca"),
@@ -120,7 +120,7 @@ def test_blocks_are_the_plain_formula(name, attention, group, stride, height, wi
 
 def test_nothing_flows_back_through_a_pixel_that_relu_made_zero():
     x, one = jnp.array([-2.0, 0.0, 2.0]).reshape(1, 1, 3, 1), jnp.ones((1, 1, 1, 1))
-    dx, dscale, doffset, dshortcut = jax.grad(lambda *a: affine_add_relu(*a).sum(), (0, 1, 2, 3))(
+    dx, dscale, doffset, dshortcut = jax.grad(lambda *a: affine_relu(*a, x.dtype).sum(), (0, 1, 2, 3))(
         x, one, 0 * one, 0 * x
     )
     assert dx.ravel().tolist() == dshortcut.ravel().tolist() == [0, 0, 1]
