@@ -21,11 +21,19 @@ def conv_norm(x: jax.Array, conv: Conv, norm: BatchNorm, *, relu: bool = False) 
     """norm(conv(x)), then ReLU if asked for: (b, h, w, c_in) -> (b, h, w, c).
 
     With running statistics the norm's scale goes into the kernel, so what follows the convolution is a bias alone:
-    XLA:GPU then gives bias, shortcut and ReLU to cuDNN's convolution instead of a pass over the activation each.
+    XLA:GPU then gives bias, shortcut and ReLU to cuDNN's convolution instead of a pass over the activation each. On the
+    CPU a pass over the pixels follows in any case, and one over all kernels would come on top of it.
     """
     if norm.use_running_average:
-        kernel, bias = folded(conv, norm)
-        y = conv.convolve(x, kernel) + bias.astype(norm.dtype)
+        kernel, (a, b) = conv.kernel[...], norm.running_affine()
+        y = jax.lax.platform_dependent(
+            x,
+            kernel,
+            a,
+            b.astype(norm.dtype),
+            cpu=lambda x, kernel, a, b: conv.convolve(x, kernel) * a.astype(norm.dtype) + b,
+            default=lambda x, kernel, a, b: conv.convolve(x, kernel * a) + b,
+        )
         return nnx.relu(y) if relu else y
     x, _, a, b = normalised(x, conv, norm)
     return affine_relu(x, a, b, None, norm.dtype) if relu else (x * a + b).astype(norm.dtype)
@@ -54,16 +62,10 @@ def in_turn(x: jax.Array, *layers: Any) -> jax.Array:
     return x
 
 
-def folded(conv: Conv, norm: BatchNorm) -> tuple[jax.Array, jax.Array]:
-    """Kernel and bias (c,) of the convolution that is norm(conv(x)) by the running statistics."""
-    a, b = norm.running_affine()
-    return conv.kernel[...] * a, b
-
-
 def projected(mean: jax.Array, conv: Conv, norm: BatchNorm) -> jax.Array:
     """The average (b, c) over the pixels of norm(conv(h)), from that of h, (b, c_in), where the kernel is 1x1."""
-    kernel, bias = folded(conv, norm)
-    return jnp.matmul(mean, widened(kernel[0, 0].astype(norm.dtype)), precision="highest") + bias
+    a, b = norm.running_affine()
+    return jnp.matmul(mean, widened(conv.kernel[0, 0].astype(norm.dtype)), precision="highest") * a + b
 
 
 def tail(
