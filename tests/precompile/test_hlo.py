@@ -108,10 +108,31 @@ ENTRY %main (p: pred[]) -> f32[4] {
 
 
 def test_bytes_moved_are_operands_and_results_of_what_runs():
-    all_reduces = (32 + 36) + (144 + 144)  # the loss is not defined in the text: its 4 bytes are not seen
+    # The loss is not defined in the text: its 4 bytes are not seen. One result and one operand are in VMEM.
+    all_reduces = (32 + 4) + (0 + 144)
     assert bytes_moved(COMBINED) == all_reduces + (32 + 32 + 32)
     outside = (64 + 64) + (64 + 64) + (64 + 32)  # all-reduce, fusion, reduce-scatter
     assert bytes_moved(ASYNCHRONOUS) == outside + 4 * (64 + 128)
+
+
+VMEM = """\
+HloModule jit_step, is_scheduled=true
+
+ENTRY %main.1 (param: bf16[8,4]) -> bf16[8,4] {
+  %param = bf16[8,4]{1,0:T(8,128)(2,1)} parameter(0)
+  %slice-start = (bf16[8,4]{1,0:T(8,128)(2,1)}, bf16[2,4]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%param)
+  %slice-done = bf16[2,4]{1,0:T(8,128)(2,1)S(1)} slice-done(%slice-start)
+  %copy-start = (bf16[8,4]{1,0:T(8,128)(2,1)S(1)}, bf16[8,4]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%param)
+  %copy-done = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start)
+  %on_chip = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} fusion(%copy-done, %slice-done), kind=kLoop, calls=%f
+  ROOT %out = bf16[8,4]{1,0:T(8,128)(2,1)} fusion(%on_chip, %param), kind=kLoop, calls=%g
+}
+"""
+
+
+def test_what_stays_on_the_chip_is_not_moved():
+    slice_, copy, fusions = 2 * 4 * 2, 8 * 4 * 2, (8 * 4 * 2) + (8 * 4 * 2)  # the second fusion reads one, writes one
+    assert bytes_moved(VMEM) == slice_ + copy + fusions
 
 
 @pytest.mark.parametrize(
