@@ -9,17 +9,16 @@ VMEM for traffic too. Prints the tables of docs/results.md. A training step of R
 """
 
 import argparse
-import dataclasses
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from benchmarks.side_by_side import interleave, machine, markdown, ratio, seconds, spread
+from benchmarks.vs_pytorch import eca_jax_step
 from eca_jax import create_model
 from eca_jax.config import Config, ModelConfig
 from eca_jax.data.loader import abstract_batch
@@ -33,12 +32,6 @@ TASKS = ("inference", "training")
 CHIP_BATCH, CPU_BATCH, SIZE = 128, 8, 224
 
 
-def configuration(name: str, batch: int, dtype: str, group: int | None) -> Config:
-    """Of one model, on images of 224 pixels."""
-    config = Config(batch_size=batch, model=ModelConfig(name=name, dtype=dtype, batch_norm_group=group))
-    return dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, image_size=SIZE))
-
-
 def inference(name: str, dtype: str) -> tuple[nnx.GraphDef, nnx.State]:
     """A model in evaluation mode, as shapes."""
     model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)))
@@ -50,7 +43,8 @@ def lower(task: str, name: str, device: Any) -> jax.stages.Lowered:
     """The program of one chip."""
     mesh = make_mesh([device])
     if task == "training":
-        config = configuration(name, CHIP_BATCH, "bfloat16", 64)
+        model = ModelConfig(name=name, dtype="bfloat16", batch_norm_group=64)
+        config = Config(batch_size=CHIP_BATCH, model=model)
         program = build_program(config, mesh, num_examples=1_281_167, num_classes=1000)
         batch = abstract_batch(CHIP_BATCH, SIZE, program.batch_sharding)
         train_step: Any = program.train_step
@@ -81,45 +75,13 @@ def bytes_table(targets: list[str], backbones: list[str], tasks: list[str]) -> I
                     yield row
 
 
-def cpu_step(task: str, name: str) -> Callable[[], object]:
-    """One batch on this machine's CPU, float32, compiled."""
-    rng = np.random.default_rng(0)
-    if task == "training":
-        program = build_program(
-            configuration(name, CPU_BATCH, "float32", None), make_mesh(), num_examples=1_281_167, num_classes=1000
-        )
-        state = program.init()
-        batch = {
-            "image": rng.integers(0, 256, (CPU_BATCH, SIZE, SIZE, 3), np.uint8),
-            "label": rng.integers(0, 1000, CPU_BATCH, np.int32),
-            "mask": np.ones(CPU_BATCH, np.float32),
-        }
-        batch = jax.device_put(batch, program.batch_sharding)
-
-        def step() -> None:
-            nonlocal state
-            state, loss = program.train_step(state, batch)
-            loss.block_until_ready()
-
-    else:
-        model = create_model(name, rngs=nnx.Rngs(0))
-        model.eval()
-        graphdef, weights = nnx.split(model)
-        images = jnp.asarray(rng.standard_normal((CPU_BATCH, SIZE, SIZE, 3), np.float32))
-        logits = jax.jit(lambda weights, images: nnx.merge(graphdef, weights)(images))
-
-        def step() -> None:
-            logits(weights, images).block_until_ready()
-
-    step()
-    return step
-
-
 def time_table(backbones: list[str], tasks: list[str], rounds: int) -> Iterator[list[str]]:
     """A row for every program."""
     for backbone in backbones:
         for task in tasks:
-            steps = {attention: cpu_step(task, prefix + backbone) for attention, prefix in PREFIXES.items()}
+            steps = {name: eca_jax_step(task, CPU_BATCH, prefix + backbone) for name, prefix in PREFIXES.items()}
+            for step in steps.values():
+                step()  # compiles
             times = interleave({name: lambda step=step: seconds(step) for name, step in steps.items()}, rounds)
             for name, values in times.items():
                 milliseconds = f"{statistics.median(values) * 1e3:.0f} ms"

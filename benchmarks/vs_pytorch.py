@@ -41,27 +41,28 @@ Step = Callable[[], object]
 """One batch; returns when it is done."""
 
 
-def eca_jax_step(task: str, batch: int) -> Step:
-    """Ours, on the default CPU device."""
+def eca_jax_step(task: str, batch: int, name: str = "eca_resnet50") -> Step:
+    """Ours, on the default CPU device, in float32."""
     import jax
     import numpy as np
     from flax import nnx
 
     from eca_jax import create_model
-    from eca_jax.config import Config
+    from eca_jax.config import Config, ModelConfig
     from eca_jax.training.loop import build_program
     from eca_jax.training.sharding import make_mesh
 
     rng = np.random.default_rng(0)
     if task == "inference":
-        model = create_model("eca_resnet50", rngs=nnx.Rngs(0))
+        model = create_model(name, rngs=nnx.Rngs(0))
         model.eval()
         images = jax.numpy.asarray(rng.standard_normal((batch, SIZE, SIZE, 3), np.float32))
         graph, state = nnx.split(model)
         logits = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
         return lambda: logits(state, images).block_until_ready()
 
-    program = build_program(Config(batch_size=batch), make_mesh(), num_examples=100 * batch, num_classes=1000)
+    config = Config(batch_size=batch, model=ModelConfig(name=name))
+    program = build_program(config, make_mesh(), num_examples=100 * batch, num_classes=1000)
     state = program.init()
     examples = {
         "image": rng.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8),
