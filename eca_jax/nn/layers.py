@@ -12,7 +12,7 @@ from flax import nnx
 def fan_out_normal(key, shape, dtype=jnp.float32, out_sharding=None):
     """Normal with std sqrt(2 / (k * k * c_out)): ECANet, models/eca_resnet.py; PyTorch's kaiming_normal_ for fan_out.
 
-    The numbers are those of `jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")`.
+    The numbers are those of `jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")`, to a rounding.
     """
     *kernel, _, c_out = shape
     std = jnp.sqrt(jnp.array(2.0 / (math.prod(kernel) * c_out), dtype))

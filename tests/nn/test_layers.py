@@ -12,7 +12,10 @@ from eca_jax.nn.layers import fan_out_normal, uniform_fan_in
 def test_fan_out_normal(shape):
     expected = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     key = jax.random.key(7)
-    np.testing.assert_array_equal(fan_out_normal(key, shape), expected(key, shape, jnp.float32))
+    # JAX's versions differ in how they round the standard deviation.
+    np.testing.assert_allclose(
+        fan_out_normal(key, shape), expected(key, shape, jnp.float32), rtol=2 * np.finfo(np.float32).eps
+    )
 
 
 def test_uniform_fan_in():
