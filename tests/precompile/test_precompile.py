@@ -90,8 +90,8 @@ def test_statistics_within_a_device_leave_only_the_gradients_to_reduce(target):
 def test_statistics_of_the_global_batch_cost_collectives_in_every_norm_layer(target):
     found = report(target, "--model.batch-norm-group", "None")
     params, stats, norms = narrow_sizes()
-    # Not more numbers: a norm's sums are its running statistics, forward, and gradients of its parameters, backward. But
-    # every layer has to wait for its own.
+    # Not more numbers: a norm's sums are its running statistics, forward, and its parameters' gradients, backward.
+    # But every layer has to wait for its own.
     assert len(found["collectives"]) > norms
     assert params + stats < sum(c["elements"] for c in found["collectives"]) < params + 2 * stats + SCALARS
 
