@@ -2,7 +2,7 @@
 
     python -m benchmarks.startup [--rounds 2]
 
-Every figure is of a process of its own. Prints the tables of docs/results.md; 5 minutes on 2 cores.
+Every figure is of a process of its own. Prints the tables of docs/results.md.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python -m benchmarks.vs_pytorch [--rounds 3] [--cases inference-1 inference-32 training-8 ...]
 
-Prints the tables of docs/performance.md: time of eca_jax over that of PyTorch's best mode (eager, channels last,
+Prints the tables of docs/results.md: time of eca_jax over that of PyTorch's best mode (eager, channels last,
 torch.compile; the model is torchvision's ResNet-50 with timm's ECA module), and the most memory that each process held.
 A training step is forward, cross entropy, backward and SGD with momentum and weight decay, with batch norm in training
 mode; ours is that of `eca_jax.training`, which also normalises the uint8 images and checks that the step is finite.

@@ -1,7 +1,8 @@
 """The end of a residual branch: projection, batch norm, attention, shortcut, activation.
 
-An attention that needs only the average of its input (a `ChannelGate`) is computed here without a pass over the
-activation of its own; docs/performance.md derives how, and what it saves. Any other attention is called as it stands.
+An attention that needs only the average of its input (a `ChannelGate`) is computed here, in training and in a
+bottleneck's inference, without a pass over the activation of its own; docs/performance.md derives how, and what it
+saves. Any other attention is called as it stands.
 """
 
 import functools
