@@ -48,6 +48,7 @@ def eca_jax_step(task: str, batch: int, name: str = "eca_resnet50") -> Step:
     from flax import nnx
 
     from eca_jax import create_model
+    from eca_jax.compiler_options import compiler_options
     from eca_jax.config import Config, ModelConfig
     from eca_jax.training.loop import build_program
     from eca_jax.training.sharding import make_mesh
@@ -58,7 +59,7 @@ def eca_jax_step(task: str, batch: int, name: str = "eca_resnet50") -> Step:
         model.eval()
         images = jax.numpy.asarray(rng.standard_normal((batch, SIZE, SIZE, 3), np.float32))
         graph, state = nnx.split(model)
-        logits = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
+        logits = jax.jit(lambda state, images: nnx.merge(graph, state)(images), compiler_options=compiler_options())
         return lambda: logits(state, images).block_until_ready()
 
     config = Config(batch_size=batch, model=ModelConfig(name=name))

@@ -19,6 +19,19 @@ def fan_out_normal(key, shape, dtype=jnp.float32, out_sharding=None):
     return row(jax.random.normal, key, shape, dtype, out_sharding) * std
 
 
+def rectified(x: jax.Array) -> jax.Array:
+    """max(x, 0).
+
+    On the CPU as a clamp, whose bounds are two numbers. The zero of max becomes an activation full of zeros there, in
+    memory, which every product that ends with ReLU would read.
+    """
+    return jax.lax.platform_dependent(
+        x,
+        cpu=lambda x: jax.lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), jnp.inf, x.dtype)),
+        default=jax.nn.relu,
+    )
+
+
 class Conv(nnx.Conv):
     """`nnx.Conv` without bias, (b, h, w, c_in) -> (b, h, w, c_out), that can be called with other weights than its own.
 

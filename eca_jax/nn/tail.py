@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from eca_jax.nn.attention import ChannelGate, Identity, squeeze
-from eca_jax.nn.layers import Conv
+from eca_jax.nn.layers import Conv, rectified
 from eca_jax.nn.norm import BatchNorm, moments, widened
 
 
@@ -35,7 +35,7 @@ def conv_norm(x: jax.Array, conv: Conv, norm: BatchNorm, *, relu: bool = False) 
             cpu=lambda x, kernel, a, b: conv.convolve(x, kernel) * a.astype(norm.dtype) + b,
             default=lambda x, kernel, a, b: conv.convolve(x, kernel * a) + b,
         )
-        return nnx.relu(y) if relu else y
+        return rectified(y) if relu else y
     x, _, a, b = normalised(x, conv, norm)
     return affine_relu(x, a, b, None, norm.dtype) if relu else (x * a + b).astype(norm.dtype)
 
@@ -111,7 +111,7 @@ def tail(
             return affine_relu(x, a, b, shortcut, norm.dtype)
         y = (x * a + b).astype(norm.dtype)
     y = y if shortcut is None else y + shortcut
-    return nnx.relu(y) if relu else y
+    return rectified(y) if relu else y
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

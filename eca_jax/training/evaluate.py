@@ -4,6 +4,7 @@ import functools
 
 import jax
 
+from eca_jax.compiler_options import compiler_options
 from eca_jax.config import DataConfig
 from eca_jax.convert.pretrained import load_pretrained
 from eca_jax.data.imagenet import CLASSES, synsets
@@ -39,6 +40,7 @@ def evaluate_weights(
         make_eval_step(graphdef, model.preprocess, candidates=source.candidates),
         in_shardings=(scalars, scalars, batches, scalars),
         out_shardings=scalars,
+        compiler_options=compiler_options(),
     )
     images = eval_batches(
         source, model.preprocess, batch_size=batch_size, sharding=batches, num_threads=DataConfig.num_threads

@@ -24,6 +24,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
+from eca_jax.compiler_options import compiler_options
 from eca_jax.config import Config, MixConfig, from_dict, to_dict
 from eca_jax.data.bad_records import BadRecords
 from eca_jax.data.loader import Batch, eval_batches, train_batches
@@ -95,6 +96,7 @@ def build_program(
     shapes = jax.eval_shape(init)
     shardings = state_shardings(mesh, shapes, config.sharding_rules)
     batches, scalars = batch_sharding(mesh, config.batch_size), replicated(mesh)
+    options = compiler_options(mesh.devices.flat[0].platform)
     return Program(
         network=network,
         schedule=schedule,
@@ -109,11 +111,13 @@ def build_program(
             in_shardings=(shardings, batches),
             out_shardings=(shardings, scalars),
             donate_argnums=0,
+            compiler_options=options,
         ),
         eval_step=jax.jit(
             make_eval_step(network.eval, config.preprocess, param_dtype(config), candidates),
             in_shardings=(shardings.params, shardings.batch_stats, batches, scalars),
             out_shardings=scalars,
+            compiler_options=options,
         ),
         zero_sums=jax.jit(zero_sums, out_shardings=scalars),
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from eca_jax.compiler_options import compiler_options
 from eca_jax.data.imagenet import readable
 from eca_jax.data.preprocess import PreprocessConfig, eval_image
 from eca_jax.errors import EcaJaxError
@@ -28,7 +29,7 @@ def predict_files(
         return jax.nn.softmax(model(normalise(image, model.preprocess))[0])
 
     images = [(file, read_image(file, model.preprocess)) for file in files]
-    probabilities = jax.jit(probabilities)
+    probabilities = jax.jit(probabilities, compiler_options=compiler_options())
     for file, image in images:
         p = np.asarray(probabilities(jnp.asarray(image[None])))
         yield file, [(readable(class_names[int(i)]), float(p[i])) for i in np.argsort(-p)[:top]]

@@ -1,4 +1,4 @@
-"""Convolutions and the max pool as the CPU computes them against NumPy by hand; what other platforms are given."""
+"""Convolutions, max pool and ReLU as the CPU computes them against NumPy by hand; what other platforms are given."""
 
 import collections
 import functools
@@ -15,6 +15,7 @@ from jax import lax
 from eca_jax.nn.attention import AttentionConfig
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.conv import convolve
+from eca_jax.nn.layers import rectified
 from eca_jax.nn.pool import max_pool
 
 # Rounding in float64: a sum of a few hundred products of numbers around 1.
@@ -155,3 +156,20 @@ def test_other_platforms_are_given_their_max_pool(platform: str):
     want = operations(jax.grad(plain), platform, x)
     assert operations(jax.grad(ours), platform, x) == want
     assert operations(jax.grad(ours), "cpu", x) != want
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rectified(dtype):
+    x = jnp.asarray([-np.inf, -1.5, -0.0, 0.0, 1e-30, 2.25, 3e38, np.inf, np.nan], dtype)
+    y, pullback = jax.vjp(rectified, x)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(np.float32(y), [0, 0, 0, 0, *np.float32(x[4:])])
+    np.testing.assert_array_equal(pullback(jnp.full_like(x, 3))[0][:7], [0, 0, 0, 0, 3, 3, 3])
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda", "rocm"])
+def test_other_platforms_are_given_their_relu(platform: str):
+    x = jnp.zeros((2, 8, 8, 3))
+    want = operations(jax.nn.relu, platform, x)
+    assert operations(rectified, platform, x) == want
+    assert operations(rectified, "cpu", x) != want
