@@ -22,3 +22,12 @@ def test_nothing_heavy_is_loaded(start):
     done = run("-c", script)
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == "loaded set()"
+
+
+def test_training_leaves_pytorch_alone(tmp_path):
+    (tmp_path / "torch.py").write_text("print('half a gigabyte')")
+    script = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import eca_jax.training.loop; print('then'); import torch"
+    )
+    done = run("-c", script)
+    assert done.stdout.splitlines() == ["then", "half a gigabyte"]

@@ -7,13 +7,30 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 
 import tqdm
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
-from tensorboardX.summary import scalar
 
 from eca_jax.errors import EcaJaxError
+
+
+@contextlib.contextmanager
+def without(module: str) -> Iterator[None]:
+    """What is imported inside finds no such module, unless it is already there."""
+    hidden = module not in sys.modules
+    if hidden:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[module]
+
+
+with without("torch"):  # half a gigabyte and seconds, of which the events need nothing
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
+    from tensorboardX.summary import scalar
 
 METRICS_FILE = "metrics.jsonl"
 
