@@ -47,8 +47,7 @@ def lower(task: str, name: str, device: Any) -> jax.stages.Lowered:
         config = Config(batch_size=CHIP_BATCH, model=model)
         program = build_program(config, mesh, num_examples=1_281_167, num_classes=1000)
         batch = abstract_batch(CHIP_BATCH, SIZE, program.batch_sharding)
-        train_step: Any = program.train_step
-        return train_step.lower(program.abstract_state, batch)
+        return program.train_step.lower(program.abstract_state, batch)
     graphdef, state = inference(name, "bfloat16")
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state)

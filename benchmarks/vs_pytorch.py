@@ -50,7 +50,7 @@ def eca_jax_step(task: str, batch: int, name: str = "eca_resnet50") -> Step:
     from eca_jax import create_model
     from eca_jax.compiler_options import compiler_options
     from eca_jax.config import Config, ModelConfig
-    from eca_jax.training.loop import build_program
+    from eca_jax.training.loop import build_program, compile_step
     from eca_jax.training.sharding import make_mesh
 
     rng = np.random.default_rng(0)
@@ -71,10 +71,11 @@ def eca_jax_step(task: str, batch: int, name: str = "eca_resnet50") -> Step:
         "mask": np.ones(batch, np.float32),
     }
     examples = jax.device_put(examples, program.batch_sharding)
+    train_step = compile_step(program.train_step, state, examples)
 
     def step() -> None:
         nonlocal state
-        state, loss = program.train_step(state, examples)
+        state, loss = train_step(state, examples)
         loss.block_until_ready()
 
     return step

@@ -146,8 +146,7 @@ def compile_step(config: Config, target: Target, devices, *, num_classes: int, n
 def _lower(config: Config, mesh, *, num_classes: int, num_examples: int) -> Any:
     program = build_program(config, mesh, num_examples=num_examples, num_classes=num_classes)
     batch = abstract_batch(config.batch_size, config.preprocess.train_size, program.batch_sharding)
-    train_step: Any = program.train_step
-    return train_step.lower(program.abstract_state, batch)
+    return program.train_step.lower(program.abstract_state, batch)
 
 
 def _memory(stats: Any) -> Memory:

@@ -6,15 +6,17 @@ Order of things: mesh -> data -> program (compiled functions and shardings) -> s
 
 import collections
 import contextlib
+import ctypes
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +74,7 @@ class Program:
     shardings: TrainState
     batch_sharding: NamedSharding
     init: Callable[[], TrainState]
-    train_step: Callable
+    train_step: jax.stages.Wrapped
     eval_step: Callable
     zero_sums: Callable[[], Sums]
 
@@ -308,17 +310,17 @@ def _fit(
         repeats=config.data.repeats,
         bad_records=bad_records,
     )
+    first = next(batches)
+    train_step = compile_step(program.train_step, state, first)
+    batches = itertools.chain([first], batches)
+    writer.restart_clock(start)  # compilation is not training
     in_flight = InFlight()
     step, metrics, last_good = start, None, start
     for step in range(start + 1, total + 1):
         with jax.transfer_guard_device_to_host("disallow"):
-            state, loss = program.train_step(state, next(batches))
+            state, loss = train_step(state, next(batches))
             in_flight.add(loss)
         writer.advance()
-        if step == start + 1:
-            loss.block_until_ready()
-            writer.restart_clock(step)  # compilation is not training
-
         now = due(config, step, total=total, examples=examples)
         stopping = stop.requested()
         if not (any(now) or stopping):
@@ -349,6 +351,17 @@ def _fit(
     if config.data.max_bad:
         writer.say(f"{bad_records.count} bad records (data.max_bad allows {config.data.max_bad})")
     return Result(step, total, metrics, checkpoints.path(step), new_steps=step - start, signal=stop.received)
+
+
+def compile_step(step: jax.stages.Wrapped, *args: Any) -> Callable:
+    """A jitted function compiled for such arguments, and the memory that this took given back to the system.
+
+    Else the C library keeps what the compiler has freed: 0.4 GiB after ResNet-50's step.
+    """
+    compiled = step.lower(*args).compile()
+    with contextlib.suppress(AttributeError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    return compiled
 
 
 def evaluate(

@@ -98,16 +98,14 @@ class Writer:
     def train(self, step: int, epoch: float, lr: float, metrics: dict[str, float]) -> None:
         text = f"loss {metrics['loss']:.4f}, top-1 {metrics['top1']:.2%}"
         self._write("train", step, {"epoch": epoch, "lr": lr, **metrics})
-        images = (step - self._last_step) * self._batch_size
-        if images:  # none where the first step after a start, which compiles, ends an interval
-            rate = images / (time.perf_counter() - self._last_time)
-            left = tqdm.tqdm.format_interval((self._total - step) * self._batch_size / rate)
-            self._plot("train/images_per_second", rate, step)
-            speed = f", {rate:,.0f} images/s, {left} left"
-        else:
-            speed = ""
+        rate = (step - self._last_step) * self._batch_size / (time.perf_counter() - self._last_time)
+        left = tqdm.tqdm.format_interval((self._total - step) * self._batch_size / rate)
+        self._plot("train/images_per_second", rate, step)
         if self._bar.disable:
-            print(f"step {step}/{self._total}, epoch {epoch:.2f}: {text}, lr {lr:.3g}{speed}", flush=True)
+            print(
+                f"step {step}/{self._total}, epoch {epoch:.2f}: {text}, lr {lr:.3g}, {rate:,.0f} images/s, {left} left",
+                flush=True,
+            )
         else:
             self._bar.set_postfix_str(text)
         self.restart_clock(step)

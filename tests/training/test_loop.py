@@ -123,18 +123,18 @@ def test_the_loop_forbids_transfers_to_the_host(tmp_path, monkeypatch):
     import jax
 
     seen = []
-    build = loop.build_program
+    compile_step = loop.compile_step
 
-    def spying(*args, **kwargs):
-        program = build(*args, **kwargs)
+    def spying(*args):
+        train_step = compile_step(*args)
 
-        def train_step(*step_args):
+        def spied(*step_args):
             seen.append(jax.config.jax_transfer_guard_device_to_host)
-            return program.train_step(*step_args)
+            return train_step(*step_args)
 
-        return dataclasses.replace(program, train_step=train_step)
+        return spied
 
-    monkeypatch.setattr(loop, "build_program", spying)
+    monkeypatch.setattr(loop, "compile_step", spying)
     train(configure(tmp_path, epochs=1))
     assert seen == ["disallow"] * 5
 
