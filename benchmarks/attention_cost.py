@@ -24,8 +24,8 @@ from eca_jax.config import Config, ModelConfig
 from eca_jax.data.loader import abstract_batch
 from eca_jax.precompile.hlo import bytes_moved
 from eca_jax.precompile.targets import parse_target, topology_devices
+from eca_jax.sharding import make_mesh
 from eca_jax.training.loop import build_program
-from eca_jax.training.sharding import make_mesh
 
 PREFIXES = {"none": "", "SE": "se_", "ECA": "eca_"}
 TASKS = ("inference", "training")

@@ -83,7 +83,7 @@ def eca_jax(folder: str) -> Iterator:
     from eca_jax.data.loader import train_batches
     from eca_jax.data.preprocess import PreprocessConfig
     from eca_jax.data.sources import open_source
-    from eca_jax.training.sharding import batch_sharding, make_mesh
+    from eca_jax.sharding import batch_sharding, make_mesh
 
     batches = train_batches(
         open_source(f"folder:{folder}", "train"),

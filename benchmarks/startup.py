@@ -42,8 +42,8 @@ def prepare_step(name: str) -> None:
     """Prints, as JSON, the seconds in which the training step of a model is traced and lowered, and then compiled."""
     from eca_jax.config import load_config
     from eca_jax.data.loader import abstract_batch
+    from eca_jax.sharding import make_mesh
     from eca_jax.training.loop import build_program
-    from eca_jax.training.sharding import make_mesh
 
     config = load_config(f"configs/{name}.py")
     small = dataclasses.replace(config.preprocess, image_size=IMAGE_SIZE, train_image_size=None, eval_resize=IMAGE_SIZE)

@@ -44,7 +44,7 @@ def train_main(args: Sequence[str] | None = None) -> int:
     try:
         status = guarded(lambda: _train(args))
     finally:
-        sharding = sys.modules.get("eca_jax.training.sharding")  # without it, no cluster was joined
+        sharding = sys.modules.get("eca_jax.sharding")  # without it, no cluster was joined
         if sharding is not None and status not in (EXIT_OK, EXIT_SIGNAL + signal.SIGTERM):
             sharding.leave_cluster(status)
     return status
@@ -69,9 +69,9 @@ def _train(args: Sequence[str] | None) -> int:
     import jax
 
     from eca_jax.compilation_cache import keep_compiled_programs
+    from eca_jax.runs.writers import describe
+    from eca_jax.sharding import initialize_cluster
     from eca_jax.training.loop import train
-    from eca_jax.training.sharding import initialize_cluster
-    from eca_jax.training.writers import describe
 
     initialize_cluster(config.cluster)
     keep_compiled_programs()
@@ -201,7 +201,7 @@ def _check_weights_arguments(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from eca_jax.compilation_cache import keep_compiled_programs
-    from eca_jax.training.writers import describe
+    from eca_jax.runs.writers import describe
 
     keep_compiled_programs()
     _check_weights_arguments(args)
@@ -315,9 +315,9 @@ def _precompile(args: argparse.Namespace) -> int:
 
 def _benchmark(args: argparse.Namespace) -> int:
     from eca_jax.data.sources import declared_size
-    from eca_jax.data.throughput import measure_throughput
     from eca_jax.precompile.precompile import precompile
     from eca_jax.precompile.targets import parse_target
+    from eca_jax.training.throughput import measure_throughput
 
     target = parse_target(args.target) if args.target else None
     config = _overridden(args.config, args.overrides, prog="eca-jax benchmark input", description=f"Of {args.config}:")

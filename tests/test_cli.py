@@ -15,7 +15,7 @@ SMALL = [*TINY, "--epochs", "2"]
 def no_cluster():
     """JAX has started in this process, so it could not join one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eca_jax.training.sharding.initialize_cluster", lambda config: None)
+        patch.setattr("eca_jax.sharding.initialize_cluster", lambda config: None)
         yield
 
 

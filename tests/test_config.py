@@ -20,8 +20,8 @@ from eca_jax.config import (
 )
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention import AttentionConfig
+from eca_jax.optim import peak_rate
 from eca_jax.recipes import paper
-from eca_jax.training.optim import peak_rate
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -18,10 +18,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from eca_jax.config import CheckpointConfig, Config
 from eca_jax.errors import EcaJaxError
+from eca_jax.runs.checkpoint import Checkpoints, DamagedCheckpoint, checksums
+from eca_jax.runs.writers import Writer
 from eca_jax.training import loop
-from eca_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, checksums
 from eca_jax.training.loop import load_run, read_run, train
-from eca_jax.training.writers import Writer
 from tests.commands import ROOT, TINY, assert_same_run, environment
 from tests.damage import refusal
 from tests.training.test_loop import CONFIG, rows

@@ -82,7 +82,7 @@ def _training_checkpoint(loaded: Loaded, tensors: dict[str, np.ndarray], to: str
         names = parameter_order(loaded.model, to)
         group: dict[str, Any] = {"params": list(range(len(names))), "dampening": 0, "nesterov": False}
         if loaded.run is not None:
-            from eca_jax.training.optim import peak_rate
+            from eca_jax.optim import peak_rate
 
             optim, rate = loaded.run.config.optim, peak_rate(loaded.run.config.optim, loaded.run.config.batch_size)
             group |= {"lr": rate, "momentum": optim.momentum, "weight_decay": optim.weight_decay}

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow_datasets as tfds
 
-from eca_jax.config import DataConfig
+from eca_jax.data.config import DataConfig
 from eca_jax.data.imagenet import TRAINING_EXAMPLES, candidates
 from eca_jax.data.prepare import prepare, tfds_builder
 from eca_jax.errors import EcaJaxError, nearest

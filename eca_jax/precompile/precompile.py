@@ -17,8 +17,8 @@ from eca_jax.data.loader import abstract_batch
 from eca_jax.errors import EcaJaxError
 from eca_jax.precompile.hlo import Collective, bytes_moved, find_collectives
 from eca_jax.precompile.targets import GIB, Target, topology_devices
+from eca_jax.sharding import make_mesh
 from eca_jax.training.loop import build_program
-from eca_jax.training.sharding import make_mesh
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from eca_jax.data.imagenet import CLASSES, synsets
 from eca_jax.data.loader import eval_batches
 from eca_jax.data.sources import Source, open_source
 from eca_jax.errors import EcaJaxError
+from eca_jax.sharding import batch_sharding, make_mesh, replicated
 from eca_jax.training.loop import check_classes, mean_scores
-from eca_jax.training.sharding import batch_sharding, make_mesh, replicated
 from eca_jax.training.step import make_eval_step, split as split_model, zero_sums
 
 EXAMPLES = 64

@@ -33,7 +33,8 @@ from eca_jax.data.loader import Batch, eval_batches, train_batches
 from eca_jax.data.sources import Source, open_source
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Backbone
-from eca_jax.training.checkpoint import (
+from eca_jax.optim import Schedule, learning_rate, make_optimizer
+from eca_jax.runs.checkpoint import (
     Checkpoints,
     check_continues,
     choose_step,
@@ -43,8 +44,8 @@ from eca_jax.training.checkpoint import (
     stops_where_nothing_can_be_written,
     write_config,
 )
-from eca_jax.training.optim import Schedule, learning_rate, make_optimizer
-from eca_jax.training.sharding import batch_sharding, make_mesh, names_lost_processes, replicated, state_shardings
+from eca_jax.runs.writers import NoWriter, Writer
+from eca_jax.sharding import batch_sharding, make_mesh, names_lost_processes, replicated, state_shardings
 from eca_jax.training.step import (
     Network,
     Sums,
@@ -58,7 +59,6 @@ from eca_jax.training.step import (
     split,
     zero_sums,
 )
-from eca_jax.training.writers import NoWriter, Writer
 
 STEPS_IN_FLIGHT = 2
 

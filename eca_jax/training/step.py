@@ -25,8 +25,8 @@ from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.registry import create_model, resolve_attention
 from eca_jax.nn.norm import BatchNorm
-from eca_jax.training.mix import mix
-from eca_jax.training.optim import rate_factors
+from eca_jax.optim import rate_factors
+from eca_jax.tasks.mix import mix
 
 Sums = dict[str, jax.Array]
 """Totals over examples (loss, top1, top5, count), scalars of float32."""

@@ -19,9 +19,9 @@ from eca_jax.data.loader import eval_batches, train_batches
 from eca_jax.data.preprocess import PreprocessConfig, train_image
 from eca_jax.data.sources import Source, open_source
 from eca_jax.errors import EcaJaxError
+from eca_jax.sharding import batch_sharding, make_mesh
 from eca_jax.training import loop
 from eca_jax.training.loop import evaluate_run, load_run, train
-from eca_jax.training.sharding import batch_sharding, make_mesh
 from tests.commands import ROOT, environment
 from tests.damage import refusal
 
@@ -204,7 +204,7 @@ from eca_jax.config import ClusterConfig
 from eca_jax.data.bad_records import BadRecords
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
-from eca_jax.training.sharding import initialize_cluster
+from eca_jax.sharding import initialize_cluster
 
 process = int(sys.argv[2])
 initialize_cluster(ClusterConfig(sys.argv[1], 2, process))

@@ -14,7 +14,7 @@ from eca_jax.data.loader import eval_batches, local_rows, stream_position, train
 from eca_jax.data.preprocess import PreprocessConfig, train_image
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
-from eca_jax.training.sharding import batch_sharding, make_mesh
+from eca_jax.sharding import batch_sharding, make_mesh
 
 SMALL = PreprocessConfig(image_size=8, eval_resize=8, augment="pad_and_crop", pad=1, flip=False)
 PLAIN = PreprocessConfig(image_size=8, eval_resize=8, augment="none", flip=False)

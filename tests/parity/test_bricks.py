@@ -12,7 +12,7 @@ timm_layers = pytest.importorskip("timm.layers")
 
 from eca_jax.config import OptimConfig  # noqa: E402
 from eca_jax.nn import ECA, SE, BatchNorm, adaptive_kernel_size  # noqa: E402
-from eca_jax.training.optim import learning_rate, make_optimizer  # noqa: E402
+from eca_jax.optim import learning_rate, make_optimizer  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

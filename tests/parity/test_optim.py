@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from eca_jax.config import OptimConfig
-from eca_jax.training.optim import make_optimizer
+from eca_jax.optim import make_optimizer
 from eca_jax.training.step import losses_of
 
 torch = pytest.importorskip("torch")

@@ -24,7 +24,7 @@ from eca_jax.convert.state_dict import (  # noqa: E402
     momentum_to_state_dict,
     to_state_dict,
 )
-from eca_jax.training.optim import learning_rate, make_optimizer  # noqa: E402
+from eca_jax.optim import learning_rate, make_optimizer  # noqa: E402
 from eca_jax.training.step import Network, TrainState, make_train_step, split, zero_sums  # noqa: E402
 from tests.parity import authors  # noqa: E402
 

@@ -18,9 +18,9 @@ from eca_jax.convert.state_dict import NATIVE, to_state_dict
 from eca_jax.data.imagenet import candidates, synsets
 from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.data.sources import open_source
+from eca_jax.sharding import make_mesh
 from eca_jax.training.evaluate import evaluate_weights
 from eca_jax.training.loop import build_program, evaluate, train
-from eca_jax.training.sharding import make_mesh
 from eca_jax.training.step import score
 from tests.damage import refusal
 from tests.datasets import prepare_like

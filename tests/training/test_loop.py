@@ -15,10 +15,10 @@ from eca_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig, Op
 from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
+from eca_jax.runs.checkpoint import Checkpoints
+from eca_jax.runs.writers import Writer
 from eca_jax.training import loop
-from eca_jax.training.checkpoint import Checkpoints
 from eca_jax.training.loop import evaluate_run, load_run, train
-from eca_jax.training.writers import Writer
 from tests.commands import ROOT
 
 CONFIG = Config(

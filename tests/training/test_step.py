@@ -13,9 +13,9 @@ from eca_jax.config import Config, DataConfig, MixConfig, ModelConfig, OptimConf
 from eca_jax.data.loader import eval_batches, train_batches
 from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.data.sources import open_source
+from eca_jax.sharding import make_mesh
+from eca_jax.tasks.mix import mix
 from eca_jax.training.loop import Program, build_program
-from eca_jax.training.mix import mix
-from eca_jax.training.sharding import make_mesh
 from eca_jax.training.step import normalise, score
 
 CONFIG = Config(

@@ -1,6 +1,8 @@
 """The learning rate as a function of the step, and the optimisers: chains of optax's transformations."""
 
+import dataclasses
 import fnmatch
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,13 +11,81 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eca_jax.config import OptimConfig
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, expect_one_of, expect_positive, expect_share
 
+SCHEDULES = ("step", "cosine", "exponential", "constant")
+OPTIMIZERS = ("sgd", "lars", "lamb")
+LOSSES = ("softmax", "sigmoid")
 Schedule = Callable[[Any], Any]
 """step (from 0) -> learning rate."""
 TRUST_COEFFICIENT = 0.001
 """LARS's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """By default the paper's SGD: not Nesterov's; weight decay is added to the gradient of every parameter."""
+
+    name: str = "sgd"
+    """'sgd', 'lars' (You et al. 2017), or 'lamb' (You et al. 2020; betas 0.9 and 0.999, epsilon 1e-6)."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    lr_batch_size: int | None = None
+    """`lr` is for batches of so many examples and grows in proportion to batch_size; None: it stays as it is."""
+    lr_scales: tuple[tuple[str, float], ...] = ()
+    """(shell pattern of a parameter's name, factor of its rate); the first that matches counts, else 1. E.g.
+    (("layer1.*", 0.0), ("fc.*", 1.0), ("*", 0.1)). Factor 0 freezes; a frozen batch norm keeps its running statistics.
+    """
+    momentum: float = 0.9
+    """Of sgd and lars."""
+    weight_decay: float = 1e-4
+    decay_vectors: bool = True
+    """Also decay the parameters of norms and biases (and let lars and lamb adapt their rates), as the paper does."""
+    clip_norm: float | None = None
+    """Scale gradients down to this global norm."""
+    accumulate: int = 1
+    """A batch goes through the network in so many parts; their gradients are averaged. Less memory, same rate."""
+    ema_decay: float | None = None
+    """Evaluate the weights' exponential moving average; its decay is min(ema_decay, (1 + step) / (10 + step))."""
+    max_skipped: int = 10
+    """A step whose loss or gradient is not finite changes no weight and is counted; one more than this ends the run."""
+    schedule: str = "step"
+    """'step' (times drop_factor at drop_epochs), 'cosine' (to 0), 'exponential' (times decay_per_epoch), 'constant'."""
+    drop_epochs: tuple[int, ...] = (30, 60, 90)
+    drop_factor: float = 0.1
+    decay_per_epoch: float = 0.98
+    warmup_epochs: float = 0.0
+    """The rate grows linearly from 0 over so many epochs."""
+    loss: str = "softmax"
+    """'softmax': cross entropy. 'sigmoid': binary cross entropy of every class, averaged over the classes."""
+    label_smoothing: float = 0.0
+    target_threshold: float | None = None
+    """Of loss sigmoid: targets above it (after smoothing and mixing) become 1, the others 0."""
+
+    def __post_init__(self):
+        expect_one_of("optim.name", self.name, OPTIMIZERS)
+        expect_one_of("optim.schedule", self.schedule, SCHEDULES)
+        expect_one_of("optim.loss", self.loss, LOSSES)
+        expect_positive("optim.lr", self.lr)
+        expect_positive("optim.accumulate", self.accumulate)
+        for name in ("lr_batch_size", "clip_norm"):
+            if getattr(self, name) is not None:
+                expect_positive(f"optim.{name}", getattr(self, name))
+        for name in ("momentum", "label_smoothing"):
+            expect_share(f"optim.{name}", getattr(self, name))
+        expect_share("optim.ema_decay", self.ema_decay or 0.0)
+        if self.target_threshold is not None:
+            expect_share("optim.target_threshold", self.target_threshold)
+            if self.loss != "sigmoid":
+                raise EcaJaxError(f"optim.target_threshold: is of optim.loss sigmoid, which is {self.loss}")
+        for pattern, factor in self.lr_scales:
+            if not 0 <= factor < math.inf:
+                raise EcaJaxError(f"optim.lr_scales: expected a factor of 0 or more for {pattern!r}, got {factor}")
+        for name in ("weight_decay", "warmup_epochs", "drop_factor", "decay_per_epoch", "max_skipped"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise EcaJaxError(f"optim.{name}: expected 0 or more, got {getattr(self, name)}")
+        if any(epoch < 1 for epoch in self.drop_epochs):
+            raise EcaJaxError(f"optim.drop_epochs: expected epochs of at least 1, got {self.drop_epochs}")
 
 
 def peak_rate(config: OptimConfig, batch_size: int) -> float:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from eca_jax.config import MixConfig
-from eca_jax.training.mix import boxes, mix
+from eca_jax.tasks.mix import boxes, mix
 
 # Kolmogorov-Smirnov: a right sampler fails one of these with a probability of 1e-6.
 ALPHA = 1e-6

@@ -9,7 +9,7 @@ import pytest
 
 from eca_jax.config import OptimConfig
 from eca_jax.errors import EcaJaxError
-from eca_jax.training.optim import learning_rate, make_optimizer
+from eca_jax.optim import learning_rate, make_optimizer
 
 
 def rates(config: OptimConfig, steps, *, n: int, batch: int, epochs: int) -> list[float]:

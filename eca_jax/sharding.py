@@ -1,6 +1,7 @@
 """Processes, devices and who holds what: the only file that says PartitionSpec."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import sys
@@ -12,7 +13,6 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from eca_jax.config import ClusterConfig
 from eca_jax.errors import EcaJaxError
 
 Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
@@ -21,6 +21,23 @@ Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
 HEARTBEAT_SECONDS = 30
 """After so long without a sign of life a process counts as dead, and JAX ends the others."""
 SECONDS_TO_SPEAK = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterConfig:
+    """Several processes. Nothing has to be said where JAX detects the cluster (TPU pods, Slurm, Open MPI)."""
+
+    coordinator: str | None = None
+    """host:port of process 0."""
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self):
+        given = [value is not None for value in (self.coordinator, self.num_processes, self.process_id)]
+        if any(given) and not all(given):
+            raise EcaJaxError("cluster: coordinator, num_processes and process_id go together; leave out all or none")
+        if self.num_processes is not None and not 0 <= (self.process_id or 0) < self.num_processes:
+            raise EcaJaxError(f"cluster.process_id: expected 0 to {self.num_processes - 1}, got {self.process_id}")
 
 
 def initialize_cluster(config: ClusterConfig) -> None:

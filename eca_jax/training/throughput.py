@@ -9,7 +9,7 @@ import jax
 from eca_jax.config import Config
 from eca_jax.data.loader import train_batches
 from eca_jax.data.sources import open_source
-from eca_jax.training.sharding import batch_sharding, make_mesh
+from eca_jax.sharding import batch_sharding, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from eca_jax.config import Config, differences, from_dict, to_dict
 from eca_jax.errors import EcaJaxError
-from eca_jax.training.sharding import replicated
+from eca_jax.sharding import replicated
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"

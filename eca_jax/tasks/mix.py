@@ -5,10 +5,28 @@ device: nothing is communicated, and the result does not depend on how many devi
 and a kind of its own (timm's mode 'pair').
 """
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 
-from eca_jax.config import MixConfig
+from eca_jax.errors import EcaJaxError
+
+
+@dataclasses.dataclass(frozen=True)
+class MixConfig:
+    """Mixup and CutMix, on the device: each pair of neighbours in a batch is mixed with a share of its own."""
+
+    mixup_alpha: float = 0.0
+    """The share of the other image is drawn from Beta(alpha, alpha) (Zhang et al. 2018); 0 is no Mixup."""
+    cutmix_alpha: float = 0.0
+    """The same for a box of the other image (Yun et al. 2019); with both, each pair takes one or the other."""
+
+    def __post_init__(self):
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise EcaJaxError(f"mix.{name}: expected 0 or more, got {getattr(self, name)}")
 
 
 def mix(image: jax.Array, target: jax.Array, key: jax.Array, config: MixConfig) -> tuple[jax.Array, jax.Array]:

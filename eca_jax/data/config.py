@@ -1,0 +1,33 @@
+"""Where the images of a run come from."""
+
+import dataclasses
+
+from eca_jax.errors import EcaJaxError, expect_positive
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from."""
+
+    name: str = "imagenet2012"
+    """A TFDS name, 'digits', or 'folder:/path'."""
+    data_dir: str | None = None
+    """Where TFDS data sets are; None is TFDS's default."""
+    train_split: str = "train"
+    """In TFDS's notation, e.g. 'train[:90%]'."""
+    eval_split: str = "validation"
+    """The held-out examples."""
+    num_threads: int = 16
+    """Threads that decode, in each process."""
+    repeats: int = 1
+    """Repeated augmentation: copies of an example in a batch, each augmented anew. An epoch has as many steps as
+    without, and so sees 1 / repeats of the examples."""
+    max_bad: int = 0
+    """Unreadable images and records, in all processes together, with which the run goes on. Each is named on stderr; in
+    training the next example takes its place, in evaluation it does not count. A restarted run counts anew."""
+
+    def __post_init__(self):
+        expect_positive("data.num_threads", self.num_threads)
+        expect_positive("data.repeats", self.repeats)
+        if self.max_bad < 0:
+            raise EcaJaxError(f"data.max_bad: expected 0 or more, got {self.max_bad}")

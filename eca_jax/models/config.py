@@ -1,0 +1,53 @@
+"""The network of a run."""
+
+import dataclasses
+
+import jax
+
+from eca_jax.errors import EcaJaxError, expect_one_of, expect_positive, expect_share
+from eca_jax.models.registry import resolve_attention
+from eca_jax.nn.attention import AttentionConfig
+
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network; see `eca_jax.create_model`."""
+
+    name: str = "eca_resnet50"
+    """One of `eca_jax.list_models()`."""
+    attention: AttentionConfig = AttentionConfig()
+    """Changes what the name implies."""
+    small_stem: bool = False
+    """For images of 8 to 64 pixels."""
+    width_multiplier: float = 1.0
+    """Scales the number of channels."""
+    dropout: float | None = None
+    """Before the classifier; None is the architecture's own."""
+    drop_path: float = 0.0
+    """Stochastic depth: probability that the last block's branch is left out; it grows linearly from the first's 0."""
+    batch_norm_group: int | None = None
+    """Examples that share batch statistics (the paper's: 64); None is the global batch."""
+    pretrained: str | None = None
+    """Weights to start from: a file, a run, or a name on the hub, as `eca_jax.load_pretrained` takes them."""
+    skip: tuple[str, ...] = ()
+    """Shell patterns of names in the pretrained weights that start anew: ("fc.*",) for another head."""
+    rematerialise: bool = False
+    """Compute the inside of each block again in the backward pass instead of keeping it: less memory, more time."""
+    dtype: str = "float32"
+    """Of the computation: 'float32' or 'bfloat16'; parameters, statistics, logits and loss stay float32. 'float64' is
+    for checks of arithmetic and needs JAX_ENABLE_X64=1."""
+
+    def __post_init__(self):
+        resolve_attention(self.name, self.attention)
+        expect_one_of("model.dtype", self.dtype, DTYPES)
+        if self.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+            raise EcaJaxError("model.dtype: float64 needs the environment variable JAX_ENABLE_X64=1")
+        expect_positive("model.width_multiplier", self.width_multiplier)
+        if self.batch_norm_group is not None:
+            expect_positive("model.batch_norm_group", self.batch_norm_group)
+        expect_share("model.dropout", self.dropout or 0.0)
+        expect_share("model.drop_path", self.drop_path)
+        if self.skip and self.pretrained is None:
+            raise EcaJaxError(f"model.skip: {self.skip} is of model.pretrained, which is not given")
