@@ -25,7 +25,7 @@ from eca_jax.data.loader import abstract_batch
 from eca_jax.precompile.hlo import bytes_moved
 from eca_jax.precompile.targets import parse_target, topology_devices
 from eca_jax.sharding import make_mesh
-from eca_jax.training.loop import build_program
+from eca_jax.training.program import build_program
 
 PREFIXES = {"none": "", "SE": "se_", "ECA": "eca_"}
 TASKS = ("inference", "training")

@@ -43,12 +43,16 @@ def prepare_step(name: str) -> None:
     from eca_jax.config import load_config
     from eca_jax.data.loader import abstract_batch
     from eca_jax.sharding import make_mesh
-    from eca_jax.training.loop import build_program
+    from eca_jax.training.program import build_program
 
     config = load_config(f"configs/{name}.py")
-    small = dataclasses.replace(config.preprocess, image_size=IMAGE_SIZE, train_image_size=None, eval_resize=IMAGE_SIZE)
+    small = dataclasses.replace(
+        config.task.preprocess, image_size=IMAGE_SIZE, train_image_size=None, eval_resize=IMAGE_SIZE
+    )
     model = dataclasses.replace(config.model, batch_norm_group=None)
-    config = dataclasses.replace(config, model=model, preprocess=small, batch_size=BATCH_SIZE)
+    config = dataclasses.replace(
+        config, model=model, task=dataclasses.replace(config.task, preprocess=small), batch_size=BATCH_SIZE
+    )
     start = time.perf_counter()
     program = build_program(config, make_mesh(), num_examples=1_281_167, num_classes=1000)
     batch = abstract_batch(BATCH_SIZE, IMAGE_SIZE, program.batch_sharding)

@@ -51,7 +51,7 @@ def eca_jax_step(task: str, batch: int, name: str = "eca_resnet50") -> Step:
     from eca_jax.compiler_options import compiler_options
     from eca_jax.config import Config, ModelConfig
     from eca_jax.sharding import make_mesh
-    from eca_jax.training.loop import build_program, compile_step
+    from eca_jax.training.program import build_program, compile_step
 
     rng = np.random.default_rng(0)
     if task == "inference":

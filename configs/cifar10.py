@@ -9,17 +9,20 @@ Not run by this project: it has had no CIFAR-10. A step of it was.
 
 from eca_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.tasks import Classification
 
 config = Config(
     model=ModelConfig(name="eca_resnet18", small_stem=True),
     data=DataConfig(name="cifar10", eval_split="test"),
-    preprocess=PreprocessConfig(
-        image_size=32,
-        eval_resize=32,
-        augment="pad_and_crop",
-        pad=4,
-        mean=(0.491, 0.482, 0.447),
-        std=(0.247, 0.243, 0.262),
+    task=Classification(
+        PreprocessConfig(
+            image_size=32,
+            eval_resize=32,
+            augment="pad_and_crop",
+            pad=4,
+            mean=(0.491, 0.482, 0.447),
+            std=(0.247, 0.243, 0.262),
+        )
     ),
     optim=OptimConfig(lr=0.1, weight_decay=5e-4, schedule="cosine", warmup_epochs=5),
     batch_size=128,

@@ -14,6 +14,7 @@ import dataclasses
 
 from eca_jax.config import OptimConfig
 from eca_jax.recipes import paper
+from eca_jax.tasks import Classification
 
 base = paper("eca_resnet50")
 config = dataclasses.replace(
@@ -27,8 +28,8 @@ config = dataclasses.replace(
         decay_vectors=False,
         schedule="cosine",
         warmup_epochs=5,
-        label_smoothing=0.1,
     ),
+    task=Classification(label_smoothing=0.1),
     batch_size=4096,
     epochs=90,
     log_every=20,

@@ -11,11 +11,12 @@ Hardware, time and accuracy: see docs/results.md.
 
 from eca_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.tasks import Classification
 
 config = Config(
     model=ModelConfig(name="eca_resnet18", width_multiplier=0.25, batch_norm_group=64),
     data=DataConfig(name="folder:runs/fashion_mnist/images", eval_split="test", num_threads=2),
-    preprocess=PreprocessConfig(image_size=28, eval_resize=32),
+    task=Classification(PreprocessConfig(image_size=28, eval_resize=32)),
     optim=OptimConfig(lr=0.1, weight_decay=1e-4, schedule="step", drop_epochs=(3, 6, 9)),
     batch_size=256,
     epochs=10,

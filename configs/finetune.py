@@ -10,11 +10,12 @@ it at less and less. What to expect depends on the images.
 
 from eca_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.tasks import Classification
 
 config = Config(
     model=ModelConfig("ecaresnet50t", pretrained="ecaresnet50t.a1_in1k", skip=("fc.*",), batch_norm_group=64),
     data=DataConfig("folder:images", eval_split="val"),
-    preprocess=PreprocessConfig.from_crop_share(224, 0.95, interpolation="bicubic"),
+    task=Classification(PreprocessConfig.from_crop_share(224, 0.95, interpolation="bicubic"), label_smoothing=0.1),
     optim=OptimConfig(
         lr=0.01,
         lr_batch_size=64,
@@ -27,7 +28,6 @@ config = Config(
         ),
         schedule="cosine",
         warmup_epochs=1,
-        label_smoothing=0.1,
     ),
     batch_size=64,
     epochs=20,

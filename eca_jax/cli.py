@@ -7,14 +7,10 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import absl.logging
 
 from eca_jax.errors import EcaJaxError
-
-if TYPE_CHECKING:
-    from eca_jax.config import Config
 
 EXIT_OK = 0
 EXIT_ERROR = 1
@@ -50,26 +46,21 @@ def train_main(args: Sequence[str] | None = None) -> int:
     return status
 
 
-def _overridden(path: str, overrides: Sequence[str], *, prog: str, description: str) -> "Config":
-    """The configuration in a file, with fields set anew from the command line (`--optim.lr 0.4`)."""
-    import tyro
-
-    from eca_jax.config import Config, load_config
-
-    return tyro.cli(Config, prog=prog, description=description, default=load_config(path), args=overrides)
-
-
 def _train(args: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", default=DEFAULT_CONFIG)
+    parser.add_argument("--plugin", action="append", default=[])
     known, overrides = parser.parse_known_args(args)
+    _load_plugins(known.plugin)
+    from eca_jax.overrides import overridden
+
     description = f"Configuration: {known.config} (another with --config FILE). Continues the run in --workdir."
-    config = _overridden(known.config, overrides, prog="train.py", description=description)
+    description += " --plugin MODULE (or FILE.py) is imported before."
+    config = overridden(known.config, overrides, prog="train.py", description=description)
 
     import jax
 
     from eca_jax.compilation_cache import keep_compiled_programs
-    from eca_jax.runs.writers import describe
     from eca_jax.sharding import initialize_cluster
     from eca_jax.training.loop import train
 
@@ -86,7 +77,7 @@ def _train(args: Sequence[str] | None) -> int:
     if result.new_steps == 0:
         say(f"nothing left to do: {config.workdir} is at step {result.step} of {result.total_steps}; see --epochs")
     if result.evaluation:
-        say(f"held-out {describe(result.evaluation)}")
+        say(f"held-out {config.task.describe(result.evaluation)}")
     say(f"checkpoint: {result.checkpoint}")
     return EXIT_OK
 
@@ -172,10 +163,26 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     command.set_defaults(function=_benchmark)
 
+    for command in commands.choices.values():
+        command.add_argument(
+            "--plugin", action="append", default=[], metavar="MODULE", help="a module, or FILE.py, to import before"
+        )
     parsed, parsed.overrides = parser.parse_known_args(args)
     if parsed.overrides and parsed.function not in (_precompile, _benchmark):
         parser.error(f"unrecognized arguments: {' '.join(parsed.overrides)}")
-    return guarded(lambda: parsed.function(parsed))
+
+    def run() -> int:
+        _load_plugins(parsed.plugin)
+        return parsed.function(parsed)
+
+    return guarded(run)
+
+
+def _load_plugins(names: Sequence[str]) -> None:
+    from eca_jax.plugins import load_plugin
+
+    for name in names:
+        load_plugin(name)
 
 
 def _positive(text: str) -> int:
@@ -201,7 +208,6 @@ def _check_weights_arguments(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from eca_jax.compilation_cache import keep_compiled_programs
-    from eca_jax.runs.writers import describe
 
     keep_compiled_programs()
     _check_weights_arguments(args)
@@ -210,18 +216,20 @@ def _evaluate(args: argparse.Namespace) -> int:
 
         if not args.data:
             raise EcaJaxError("--weights: say on which data, such as --data imagenet2012")
-        metrics = evaluate_weights(args.weights, args.data, name=args.model, split=args.split, data_dir=args.data_dir)
+        task, scores = evaluate_weights(
+            args.weights, args.data, name=args.model, split=args.split, data_dir=args.data_dir
+        )
         what = args.weights
     else:
-        from eca_jax.training.loop import evaluate_run
+        from eca_jax.training.evaluate import evaluate_run
 
-        step, metrics = evaluate_run(
+        step, task, scores = evaluate_run(
             args.run, which=args.checkpoint, data=args.data, split=args.split, data_dir=args.data_dir
         )
         what = f"{args.run}, step {step}"
     on = f", data {args.data!r}" if args.data is not None else ""
     on += f", split {args.split!r}" if args.split is not None else ""
-    print(f"{what}{on}: {describe(metrics)}")
+    print(f"{what}{on}: {task.describe(scores)}")
     return EXIT_OK
 
 
@@ -232,19 +240,19 @@ def _predict(args: argparse.Namespace) -> int:
     keep_compiled_programs()
     _check_weights_arguments(args)
     if args.weights:
-        from eca_jax.convert.pretrained import load_pretrained
-        from eca_jax.data.imagenet import class_names
+        from eca_jax.convert.pretrained import load
 
-        model = load_pretrained(args.weights, name=args.model)
-        names = class_names(model.architecture.num_classes)
+        loaded = load(args.weights, name=args.model)
+        model, task, names = loaded.model, loaded.task, loaded.names
     else:
-        from eca_jax.training.loop import load_run
+        from eca_jax.runs.run import load_run
 
-        model, _, names = load_run(args.run, args.checkpoint)
-    for path, classes in predict_files(args.images, model=model, class_names=names, top=args.top):
+        model, config, names = load_run(args.run, args.checkpoint)
+        task = config.task
+    for path, prediction in predict_files(args.images, model=model, task=task):
         print(path)
-        for name, probability in classes:
-            print(f"  {probability:7.2%}  {name}")
+        for line in task.describe_prediction(prediction, names, args.top):
+            print(f"  {line}")
     return EXIT_OK
 
 
@@ -299,12 +307,13 @@ def _precompile(args: argparse.Namespace) -> int:
     import json
 
     from eca_jax.data.sources import declared_size
+    from eca_jax.overrides import overridden
     from eca_jax.precompile.precompile import precompile
     from eca_jax.precompile.report import to_dict, to_table
     from eca_jax.precompile.targets import parse_target
 
     target = parse_target(args.target)
-    config = _overridden(args.config, args.overrides, prog="eca-jax precompile", description=f"Of {args.config}:")
+    config = overridden(args.config, args.overrides, prog="eca-jax precompile", description=f"Of {args.config}:")
     num_classes, num_examples = declared_size(config.data, args.num_classes, args.num_examples)
     print(f"compiling for {target.describe()}; this can take minutes", file=sys.stderr)
     report = precompile(config, target, num_classes=num_classes, num_examples=num_examples)
@@ -315,12 +324,13 @@ def _precompile(args: argparse.Namespace) -> int:
 
 def _benchmark(args: argparse.Namespace) -> int:
     from eca_jax.data.sources import declared_size
+    from eca_jax.overrides import overridden
     from eca_jax.precompile.precompile import precompile
     from eca_jax.precompile.targets import parse_target
     from eca_jax.training.throughput import measure_throughput
 
     target = parse_target(args.target) if args.target else None
-    config = _overridden(args.config, args.overrides, prog="eca-jax benchmark input", description=f"Of {args.config}:")
+    config = overridden(args.config, args.overrides, prog="eca-jax benchmark input", description=f"Of {args.config}:")
     throughput = measure_throughput(config, args.seconds)
     print(throughput.describe(), flush=True)
     if target is not None:

@@ -4,22 +4,28 @@ import dataclasses
 import difflib
 import pathlib
 import runpy
+from typing import Annotated
 
-import msgspec
+import tyro
 
 from eca_jax.data.config import DataConfig
-from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.data.records import SOURCES
 from eca_jax.errors import EcaJaxError, expect_positive
 from eca_jax.models.config import ModelConfig
+from eca_jax.models.registry import MODELS, attention_from_old, resolve_attention
+from eca_jax.nn.attention import ATTENTIONS
 from eca_jax.optim import OptimConfig
+from eca_jax.plain import from_plain, to_plain
+from eca_jax.plugins import with_missing_plugins
 from eca_jax.sharding import ClusterConfig
-from eca_jax.tasks.mix import MixConfig
+from eca_jax.tasks import TASKS, Classification, Task
+from eca_jax.tasks.registry import task_from_dict
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When the state is saved, and how much of it is kept. Of the steps that are saved and evaluated, the best held-out
-    top-1 is always kept."""
+    """When the state is saved, and how much of it is kept. Of the steps that are saved and evaluated, the one with
+    the best held-out score (of classification: top-1) is always kept."""
 
     every_epochs: int = 1
     """The last step is always saved."""
@@ -41,8 +47,8 @@ class Config:
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    preprocess: PreprocessConfig = PreprocessConfig()
-    mix: MixConfig = MixConfig()
+    task: Annotated[Task, tyro.conf.arg(name="")] = Classification()
+    """What the network is trained to do. On the command line its fields stand beside the others: --preprocess.pad 2."""
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -77,10 +83,11 @@ class Config:
                 f"batch_size {self.batch_size} cannot be cut into optim.accumulate {self.optim.accumulate} parts of "
                 f"whole statistics groups: use {max(self.batch_size // unit, 1) * unit}"
             )
-        if (self.mix.mixup_alpha or self.mix.cutmix_alpha) and self.batch_size % (2 * self.optim.accumulate):
+        together = self.task.examples_together
+        if self.batch_size % (together * self.optim.accumulate):
             raise EcaJaxError(
-                f"batch_size {self.batch_size}: Mixup and CutMix need pairs, so an even number in each of "
-                f"{self.optim.accumulate} parts"
+                f"batch_size {self.batch_size}: the task takes {together} examples together (Mixup and CutMix: pairs), "
+                f"so a multiple of {together} in each of {self.optim.accumulate} parts"
             )
         if self.data.repeats > self.batch_size:
             raise EcaJaxError(
@@ -107,35 +114,79 @@ decides whether a step with a bad record is done at all; what takes the record's
 
 
 def to_dict(config: Config) -> dict:
-    """Plain dicts, lists and numbers, for JSON."""
-    return msgspec.to_builtins(config)
+    """Plain dicts, lists and numbers, for JSON; with the task's name, and the plugins that the configuration needs."""
+    values = to_plain(config) | {"task": config.task.to_dict()}
+    return values | ({"plugins": needed} if (needed := plugins_of(config)) else {})
+
+
+def plugins_of(config: Config) -> list[str]:
+    """What has to be imported before the names in this configuration are known (`eca_jax.plugins`)."""
+    attention = resolve_attention(config.model.name, config.model.attention).kind or "none"
+    found = (
+        TASKS.plugin(config.task.name),
+        MODELS.plugin(config.model.name),
+        ATTENTIONS.plugin(attention),
+        SOURCES.plugin(config.data.name.partition(":")[0]),
+    )
+    return sorted({plugin for plugin in found if plugin is not None})
 
 
 def from_dict(values: dict) -> Config:
-    """The inverse of `to_dict`.
+    """The inverse of `to_dict`; also of what earlier versions wrote.
 
     Raises:
-      EcaJaxError: names the field that has the wrong type, or that this version does not know.
+      EcaJaxError: names the field that has the wrong type, or that this version does not know, or the plugin that is
+        needed first.
     """
+    values = dict(values)
+    plugins = values.pop("plugins", [])
+    values = from_old(values)
     try:
-        config = msgspec.convert(values, Config)
-    except msgspec.ValidationError as error:
-        raise EcaJaxError(f"config: {error}") from error
+        task = task_from_dict(values.pop("task"))
+        config = dataclasses.replace(from_plain(values, Config, "config"), task=task)
+    except EcaJaxError as error:
+        raise with_missing_plugins(error, plugins) from error
     unknown = sorted(set(flatten(values)) - set(flatten(to_dict(config))))
     if unknown:
         raise EcaJaxError(f"config: unknown fields {', '.join(unknown)}: written by another version of eca_jax?")
     return config
 
 
+def from_old(values: dict) -> dict:
+    """What version 0.1.0 wrote, before there were tasks, in today's form; other values stay as they are."""
+    if "task" in values:
+        return values
+    values = dict(values)
+    task = {"name": Classification.name, **{key: values.pop(key) for key in ("preprocess", "mix") if key in values}}
+    optim, model = dict(values.get("optim", {})), dict(values.get("model", {}))
+    task |= {new: optim.pop(old) for old, new in MOVED_TO_TASK.items() if old in optim}
+    if "attention" in model:
+        kind = model["attention"].get("kind") or (model.get("name") in MODELS and MODELS[model["name"]][1].kind)
+        model["attention"] = attention_from_old(model["attention"], kind or None)
+    moved = {"optim": optim, "model": model}
+    return values | {key: value for key, value in moved.items() if key in values} | {"task": task}
+
+
+MOVED_TO_TASK = {"loss": "loss_function", "label_smoothing": "label_smoothing", "target_threshold": "target_threshold"}
+"""Fields that `optim` had in version 0.1.0 -> the classification task's."""
+
+
 def differences(old: Config, new: Config) -> list[str]:
     """'optim.lr: 0.1 -> 0.4' for every field that differs and that a continued run may not change."""
-    before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    before, after = (flatten(_as_computed(config)) for config in (old, new))
     return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
+        f"{key.removeprefix('task.')}: {before.get(key)} -> {after.get(key)}"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
         and not any(key == field or key.startswith(field + ".") for field in MAY_CHANGE)
     ]
+
+
+def _as_computed(config: Config) -> dict:
+    """With every option of the attention, said or not; without the plugins, which may have moved."""
+    attention = resolve_attention(config.model.name, config.model.attention)
+    values = to_dict(dataclasses.replace(config, model=dataclasses.replace(config.model, attention=attention)))
+    return {key: value for key, value in values.items() if key != "plugins"}
 
 
 def flatten(values: dict, prefix: str = "") -> dict[str, object]:
@@ -159,7 +210,9 @@ def load_config(path: str) -> Config:
         raise
     except Exception as error:  # it is the user's program: anything can go wrong in it
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise EcaJaxError(f"--config: {path}{where}: {type(error).__name__}: {error}") from error
+        moved = any(f"'{name}'" in str(error) for name in ("preprocess", "mix", *MOVED_TO_TASK))
+        hint = "; since version 0.2 that is a field of the task: Config(task=Classification(...))" if moved else ""
+        raise EcaJaxError(f"--config: {path}{where}: {type(error).__name__}: {error}{hint}") from error
     if not isinstance(config, Config):
         raise EcaJaxError(f"--config: {path} must define `config = Config(...)`, got {type(config).__name__}")
     return from_dict(to_dict(config))  # checks the types

@@ -19,10 +19,10 @@ from flax import nnx
 from jax import export
 from jax.extend import core
 
-import eca_jax
 from eca_jax.convert.files import write
 from eca_jax.errors import EcaJaxError, nearest
 from eca_jax.models.base import Backbone
+from eca_jax.version import __version__
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 CHECKED_BATCHES = (1, 3)
@@ -104,7 +104,7 @@ def export_onnx(
         opset_imports=[onnx.helper.make_opsetid("", 17)],
         ir_version=8,  # the one that came with opset 17: older runtimes refuse newer ones
         producer_name="eca_jax",
-        producer_version=eca_jax.__version__,
+        producer_version=__version__,
         doc_string=(
             f"images: float32 (b, {image_size}, {image_size}, 3), RGB, scaled to 0..1, minus the mean and divided "
             "by the standard deviation of the training run. logits: float32 (b, classes)."

@@ -15,7 +15,6 @@ from eca_jax.errors import EcaJaxError, expect_one_of, expect_positive, expect_s
 
 SCHEDULES = ("step", "cosine", "exponential", "constant")
 OPTIMIZERS = ("sgd", "lars", "lamb")
-LOSSES = ("softmax", "sigmoid")
 Schedule = Callable[[Any], Any]
 """step (from 0) -> learning rate."""
 TRUST_COEFFICIENT = 0.001
@@ -56,28 +55,17 @@ class OptimConfig:
     decay_per_epoch: float = 0.98
     warmup_epochs: float = 0.0
     """The rate grows linearly from 0 over so many epochs."""
-    loss: str = "softmax"
-    """'softmax': cross entropy. 'sigmoid': binary cross entropy of every class, averaged over the classes."""
-    label_smoothing: float = 0.0
-    target_threshold: float | None = None
-    """Of loss sigmoid: targets above it (after smoothing and mixing) become 1, the others 0."""
 
     def __post_init__(self):
         expect_one_of("optim.name", self.name, OPTIMIZERS)
         expect_one_of("optim.schedule", self.schedule, SCHEDULES)
-        expect_one_of("optim.loss", self.loss, LOSSES)
         expect_positive("optim.lr", self.lr)
         expect_positive("optim.accumulate", self.accumulate)
         for name in ("lr_batch_size", "clip_norm"):
             if getattr(self, name) is not None:
                 expect_positive(f"optim.{name}", getattr(self, name))
-        for name in ("momentum", "label_smoothing"):
-            expect_share(f"optim.{name}", getattr(self, name))
+        expect_share("optim.momentum", self.momentum)
         expect_share("optim.ema_decay", self.ema_decay or 0.0)
-        if self.target_threshold is not None:
-            expect_share("optim.target_threshold", self.target_threshold)
-            if self.loss != "sigmoid":
-                raise EcaJaxError(f"optim.target_threshold: is of optim.loss sigmoid, which is {self.loss}")
         for pattern, factor in self.lr_scales:
             if not 0 <= factor < math.inf:
                 raise EcaJaxError(f"optim.lr_scales: expected a factor of 0 or more for {pattern!r}, got {factor}")
@@ -86,6 +74,16 @@ class OptimConfig:
                 raise EcaJaxError(f"optim.{name}: expected 0 or more, got {getattr(self, name)}")
         if any(epoch < 1 for epoch in self.drop_epochs):
             raise EcaJaxError(f"optim.drop_epochs: expected epochs of at least 1, got {self.drop_epochs}")
+
+
+def total_steps(epochs: int, num_examples: int, batch_size: int) -> int:
+    """Whole batches in so many passes over the examples; a batch may reach across the end of an epoch."""
+    return epochs * num_examples // batch_size
+
+
+def epochs_ended(step: int, num_examples: int, batch_size: int) -> int:
+    """How many epochs are over after `step` steps: epoch e ends with step e * num_examples // batch_size."""
+    return ((step + 1) * batch_size - 1) // num_examples
 
 
 def peak_rate(config: OptimConfig, batch_size: int) -> float:

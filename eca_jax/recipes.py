@@ -2,8 +2,10 @@
 
 import dataclasses
 
-from eca_jax.config import Config, DataConfig, MixConfig, ModelConfig, OptimConfig
+from eca_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.tasks import Classification
+from eca_jax.tasks.mix import MixConfig
 
 IMAGENET = DataConfig(name="imagenet2012", eval_split="validation")
 
@@ -47,16 +49,21 @@ def strikes_back(procedure: str, name: str) -> Config:
     return Config(
         model=ModelConfig(name, batch_norm_group=128, drop_path=row.drop_path),
         data=dataclasses.replace(IMAGENET, repeats=row.repeats),
-        preprocess=PreprocessConfig.from_crop_share(
-            224,
-            0.95,
-            train_image_size=row.train_image_size,
-            interpolation="bicubic",
-            train_interpolation="random",
-            randaugment=row.randaugment,
-            randaugment_std=0.5,
+        task=Classification(
+            preprocess=PreprocessConfig.from_crop_share(
+                224,
+                0.95,
+                train_image_size=row.train_image_size,
+                interpolation="bicubic",
+                train_interpolation="random",
+                randaugment=row.randaugment,
+                randaugment_std=0.5,
+            ),
+            mix=MixConfig(mixup_alpha=row.mixup_alpha, cutmix_alpha=1.0),
+            loss_function="sigmoid",
+            label_smoothing=row.label_smoothing,
+            target_threshold=0.2,
         ),
-        mix=MixConfig(mixup_alpha=row.mixup_alpha, cutmix_alpha=1.0),
         optim=OptimConfig(
             "lamb",
             lr=row.lr,
@@ -66,9 +73,6 @@ def strikes_back(procedure: str, name: str) -> Config:
             clip_norm=1.0,
             schedule="cosine",
             warmup_epochs=5,
-            loss="sigmoid",
-            label_smoothing=row.label_smoothing,
-            target_threshold=0.2,
         ),
         batch_size=2048,
         epochs=row.epochs,

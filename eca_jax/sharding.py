@@ -114,6 +114,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def sharded(abstract: Any, sharding: NamedSharding) -> Any:
+    """Shapes and types (a tree of `jax.ShapeDtypeStruct`), with their place."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
+
+
 def state_shardings(mesh: Mesh, abstract_state, rules: Rules = ()):
     """A sharding for every leaf: the first rule whose expression is found in the leaf's path, else replicated.
 

@@ -48,7 +48,7 @@ def final_arrays(workdir: pathlib.Path) -> list[np.ndarray]:
     import jax
     from flax import nnx
 
-    from eca_jax.training.loop import read_run
+    from eca_jax.runs.run import read_run
 
     found = read_run(workdir)
     return [np.asarray(leaf) for leaf in jax.tree.leaves((nnx.state(found.model), found.momentum))]

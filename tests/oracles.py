@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from eca_jax.data.preprocess import PreprocessConfig, eval_image
-from eca_jax.data.sources import Source
+from eca_jax.data.records import Source
 
 
 def top_1_and_5(

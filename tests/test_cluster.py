@@ -142,7 +142,7 @@ def assert_same(directory, name: str, one: Ended, evaluation: dict[str, float]) 
     from flax import nnx
 
     from eca_jax.data.sources import open_source
-    from eca_jax.training.loop import load_run
+    from eca_jax.runs.run import load_run
 
     with jax.enable_x64(True):
         models = [load_run(directory / run)[0] for run in ("one", name)]

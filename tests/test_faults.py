@@ -19,9 +19,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from eca_jax.config import CheckpointConfig, Config
 from eca_jax.errors import EcaJaxError
 from eca_jax.runs.checkpoint import Checkpoints, DamagedCheckpoint, checksums
+from eca_jax.runs.run import load_run, read_run
 from eca_jax.runs.writers import Writer
 from eca_jax.training import loop
-from eca_jax.training.loop import load_run, read_run, train
+from eca_jax.training.loop import train
 from tests.commands import ROOT, TINY, assert_same_run, environment
 from tests.damage import refusal
 from tests.training.test_loop import CONFIG, rows
@@ -144,7 +145,7 @@ def test_damage_in_any_file_is_refused_or_without_effect(undisturbed, tmp_path):
 
 
 def _content(run: pathlib.Path) -> tuple:
-    with Checkpoints(run, read_only=True) as checkpoints:
+    with Checkpoints(run, score="top1", read_only=True) as checkpoints:
         saved = checkpoints.read_run(10)
         mesh = loop.make_mesh()
         state = checkpoints.read_state(
@@ -210,7 +211,7 @@ def test_a_checkpoint_that_is_all_but_renamed_is_not_seen(tmp_path):
     (half,) = [path for path in (tmp_path / "checkpoints").iterdir() if not path.name.isdecimal()]
     assert half.name.startswith("6.")
     assert (half / "state").is_dir()
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, score="top1", read_only=True) as checkpoints:
         assert checkpoints.steps() == [3, 5]
     assert read_run(tmp_path).step == 5
 
@@ -243,7 +244,7 @@ def test_sigterm_stops_at_once_and_loses_nothing(tmp_path, undisturbed, monkeypa
 
 def _kept(run: pathlib.Path) -> tuple:
     """The best and the newest checkpoints. (A best that is one no longer is deleted at the next save.)"""
-    with Checkpoints(run, read_only=True) as checkpoints:
+    with Checkpoints(run, score="top1", read_only=True) as checkpoints:
         return checkpoints.best(), {step: checkpoints.evaluation(step) for step in checkpoints.steps()[-3:]}
 
 

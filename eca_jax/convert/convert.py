@@ -15,6 +15,9 @@ from eca_jax.convert.state_dict import NATIVE, momentum_to_state_dict, parameter
 from eca_jax.convert.tables import TABLES
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
+from eca_jax.models.config import architecture
+from eca_jax.optim import peak_rate, total_steps
+from eca_jax.runs.run import describe_run, write_run
 
 TARGETS = (*TABLES, "safetensors", "orbax")
 
@@ -55,7 +58,8 @@ def convert(
     if to == "orbax":
         extra = _write_run(loaded, target, config)
     elif to == "safetensors":
-        write_safetensors(target, to_state_dict(loaded.model, NATIVE), own_metadata(loaded.model))
+        own = own_metadata(loaded.model, loaded.class_names, loaded.task.name)
+        write_safetensors(target, to_state_dict(loaded.model, NATIVE), own)
     else:
         tensors = to_state_dict(loaded.model, to)
         if suffix in SAFETENSORS:
@@ -76,14 +80,12 @@ def _training_checkpoint(loaded: Loaded, tensors: dict[str, np.ndarray], to: str
         "epoch": loaded.epoch or 0,
     }
     if loaded.run is not None and loaded.run.metrics is not None:
-        content["best_prec1"] = 100 * loaded.run.metrics["top1"]
+        content["best_prec1"] = 100 * loaded.run.metrics[loaded.task.best]
     if loaded.momentum is not None:
         buffers = momentum_to_state_dict(loaded.model, loaded.momentum, to)
         names = parameter_order(loaded.model, to)
         group: dict[str, Any] = {"params": list(range(len(names))), "dampening": 0, "nesterov": False}
         if loaded.run is not None:
-            from eca_jax.optim import peak_rate
-
             optim, rate = loaded.run.config.optim, peak_rate(loaded.run.config.optim, loaded.run.config.batch_size)
             group |= {"lr": rate, "momentum": optim.momentum, "weight_decay": optim.weight_decay}
         content["optimizer"] = {
@@ -94,9 +96,6 @@ def _training_checkpoint(loaded: Loaded, tensors: dict[str, np.ndarray], to: str
 
 
 def _write_run(loaded: Loaded, target: pathlib.Path, config: Config | None) -> str:
-    from eca_jax.training.loop import total_steps, write_run
-    from eca_jax.training.step import architecture
-
     if config is None:
         raise EcaJaxError("--to orbax: --config FILE has to say what run it is (data, batch size, schedule)")
     found = loaded.model.architecture
@@ -109,7 +108,10 @@ def _write_run(loaded: Loaded, target: pathlib.Path, config: Config | None) -> s
             "--skip the head and give --num-classes"
         )
     config = dataclasses.replace(config, workdir=str(target))
-    step = min((loaded.epoch or 0) * len(source) // config.batch_size, total_steps(config, len(source)))
+    step = min(
+        (loaded.epoch or 0) * len(source) // config.batch_size,
+        total_steps(config.epochs, len(source), config.batch_size),
+    )
     momentum = loaded.momentum if config.optim.name == "sgd" else None
-    path = write_run(loaded.model, momentum, config, step=step, class_names=source.class_names, examples=len(source))
+    path = write_run(loaded.model, momentum, config, step=step, description=describe_run(config, source))
     return f" (step {step}, {'with' if momentum is not None else 'without'} momentum: {path})"

@@ -117,6 +117,10 @@ def _policy(sizes: tuple[int, ...], released: tuple[int, ...], channels: list[in
 def _name(backbone: str, attention: AttentionConfig) -> str:
     """The model that has this attention by its name, or the plain backbone."""
     for name, (its_backbone, its) in MODELS.items():
-        if its_backbone == backbone and (its.kind, bool(its.bias)) == (attention.kind, bool(attention.bias)):
+        if its_backbone == backbone and (its.kind, _has_biases(its)) == (attention.kind, _has_biases(attention)):
             return name
     return backbone
+
+
+def _has_biases(attention: AttentionConfig) -> bool:
+    return getattr(attention.options, "bias", False)

@@ -1,8 +1,7 @@
 """How the arrays of each kind of layer are named and laid out in PyTorch, and the walk over a model that applies it."""
 
 import dataclasses
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from flax import nnx
@@ -51,6 +50,25 @@ COUNTER = "num_batches_tracked"
 """Of PyTorch's batch norm: has no counterpart here, is dropped on the way in and written as 0 on the way out."""
 
 
+BROUGHT: dict[type, frozenset[str]] = {}
+"""Layer of a plugin -> the sources whose networks have it."""
+
+
+def register_layout(
+    layer: type[nnx.Module], arrays: Mapping[str, tuple[str, Layout]], *, sources: Sequence[str]
+) -> None:
+    """Says how a layer of a plugin is written in PyTorch.
+
+    Args:
+      layer: the class of the layer.
+      arrays: our array ('kernel', or 'fc1.kernel' of a layer inside) -> (PyTorch's name of it, layout).
+      sources: whose networks have such a layer, and so can be written with it: 'ecanet', 'timm'. It is called there
+        what the source calls an attention: `eca`, `se`.
+    """
+    RULES[layer] = dict(arrays)
+    BROUGHT[layer] = frozenset(sources)
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
     """One array of a model, and where it goes in PyTorch."""
@@ -59,14 +77,16 @@ class Leaf:
     """Path of the layer in our model: 'layer1.0.conv1'."""
     name: str
     """Our name of the array in it: 'kernel'."""
-    torch_name: str
-    """PyTorch's name of the array in its layer: 'weight'."""
-    layout: Layout
+    layer: type
+    """The layer's class."""
+    torch_name: str | None
+    """PyTorch's name of the array in its layer: 'weight'; None where no rule says it."""
+    layout: Layout | None
     variable: nnx.Variable
 
     @property
     def path(self) -> str:
-        return f"{self.module}.{self.name}"
+        return f"{self.module}.{self.name}" if self.module else self.name
 
     @property
     def trainable(self) -> bool:
@@ -76,20 +96,41 @@ class Leaf:
 def leaves(model: Backbone) -> Iterator[Leaf]:
     """All arrays of a model, concrete or abstract; in the order of definition until NNX splits the model."""
     for path, layer in _layers(model):
-        for name, (torch_name, layout) in RULES[type(layer)].items():
-            try:
-                variable = operator.attrgetter(name)(layer)
-            except AttributeError:
-                variable = None
-            if isinstance(variable, nnx.Variable):
-                yield Leaf(path, name, torch_name, layout, variable)
+        rules, variables = RULES.get(type(layer), {}), dict(_variables(layer))
+        for name in [*(name for name in rules if name in variables), *(n for n in variables if n not in rules)]:
+            yield Leaf(path, name, type(layer), *rules.get(name, (None, None)), variables[name])
 
 
 def _layers(node, path: tuple[str, ...] = ()) -> Iterator[tuple[str, nnx.Module]]:
-    if type(node) in RULES:
+    """The layers that a rule is for, and what has arrays of its own that no rule is for."""
+    children = dict(_children(node))
+    if type(node) in RULES or any(isinstance(child, nnx.Variable) for child in children.values()):
         yield ".".join(path), node
-        return
-    children = enumerate(node) if isinstance(node, nnx.List) else vars(node).items()
-    for name, child in children:
-        if isinstance(child, nnx.Module | nnx.List):
-            yield from _layers(child, (*path, str(name)))
+    if type(node) not in RULES:
+        for name, child in children.items():
+            if not isinstance(child, nnx.Variable):
+                yield from _layers(child, (*path, name))
+
+
+def _variables(layer) -> Iterator[tuple[str, nnx.Variable]]:
+    """The arrays of a layer by name; those of the layers inside too ('fc1.kernel'), where a rule is for the whole."""
+    for name, child in _children(layer):
+        if isinstance(child, nnx.Variable):
+            yield name, child
+        elif type(layer) in RULES:
+            yield from ((f"{name}.{inner}", variable) for inner, variable in _variables_below(child))
+
+
+def _variables_below(node) -> Iterator[tuple[str, nnx.Variable]]:
+    for name, child in _children(node):
+        if isinstance(child, nnx.Variable):
+            yield name, child
+        else:
+            yield from ((f"{name}.{inner}", variable) for inner, variable in _variables_below(child))
+
+
+def _children(node) -> Iterator[tuple[str, nnx.Variable | nnx.Module | nnx.List]]:
+    """What is directly in a module or a list: arrays, and what may have some."""
+    for name, child in enumerate(node) if isinstance(node, nnx.List) else vars(node).items():
+        if isinstance(child, nnx.Variable | nnx.Module | nnx.List) and not isinstance(child, nnx.RngState):
+            yield str(name), child

@@ -5,9 +5,8 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import msgspec
 from flax import nnx
 
 from eca_jax.convert.files import ENDINGS, WeightFile, read_weights
@@ -20,15 +19,62 @@ from eca_jax.convert.state_dict import (
     parameter_order,
     to_state_dict,
 )
+from eca_jax.data.imagenet import CLASSES, class_names, synsets
 from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.data.records import Source, check_classes
 from eca_jax.errors import EcaJaxError
+from eca_jax.models import registry
 from eca_jax.models.base import Architecture, Backbone
+from eca_jax.models.registry import MODELS, attention_from_old
+from eca_jax.nn.attention import ATTENTIONS
+from eca_jax.optim import epochs_ended
+from eca_jax.plain import from_plain, to_plain
+from eca_jax.plugins import with_missing_plugins
+from eca_jax.runs.run import Run, read_run
+from eca_jax.tasks import TASKS, Classification, Task
+from eca_jax.tasks.registry import task_class
 
-if TYPE_CHECKING:
-    from eca_jax.training.loop import Run
-
+METADATA = "the metadata of the weights (is the file of another version of eca_jax?)"
+FORMAT = 1
+"""Of what our files say of themselves. Version 0.1.0 gave none: it wrote the options of all attentions, and no task and
+class names."""
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 """Names of the files in timm's repositories on the hub."""
+
+
+def create_model(
+    name: str,
+    *,
+    rngs: nnx.Rngs,
+    num_classes: int | None = None,
+    pretrained: str | os.PathLike | None = None,
+    skip: Sequence[str] = (),
+    **settings,
+) -> Backbone:
+    """A model in training mode, fresh or with trained weights: normalised images (b, h, w, 3) -> (b, num_classes).
+
+    Args:
+      name: one of `list_models()`.
+      rngs: for the initialisation, e.g. `nnx.Rngs(0)`.
+      num_classes: width of the logits; None is 1000, or what the pretrained weights have.
+      pretrained: weights that `load_pretrained` finds; they decide the attention and the widths. None is fresh weights.
+      skip: names of the pretrained weights that start anew, as shell patterns: `skip=("fc.*",)` for another head.
+      settings: of `eca_jax.models.create_model`: `attention`, `small_stem`, `width_multiplier`, `dropout`, `drop_path`,
+        `rematerialise`, `batch_norm_group`, `batch_norm_momentum`, `dtype`, `param_dtype`.
+
+    Raises:
+      EcaJaxError: for an unknown name (the nearest are named), an attention that does not fit, or weights that are not
+        there or not of this model.
+    """
+    if pretrained is None:
+        return registry.create_model(
+            name, rngs=rngs, num_classes=1000 if num_classes is None else num_classes, **settings
+        )
+    decided = {"attention", "small_stem", "width_multiplier"}
+    settings = {key: value for key, value in settings.items() if key not in decided}
+    model = load_pretrained(pretrained, name=name, num_classes=num_classes, skip=skip, rngs=rngs, **settings)
+    model.train()
+    return model
 
 
 def load_pretrained(
@@ -70,21 +116,44 @@ class Loaded:
     """SGD's, a tree like the model's parameters."""
     epoch: int | None = None
     """Epochs done."""
-    run: "Run | None" = None
+    run: Run | None = None
+    task: Task = Classification()
+    """What the model was trained to do."""
+    class_names: tuple[str, ...] | None = None
+    """None where the weights do not say them."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes, for people: ImageNet's where there are 1000 and the weights do not say, else numbers."""
+        return self.class_names or class_names(self.model.architecture.num_classes)
+
+    def check_data(self, source: Source) -> None:
+        """Refuses data of other classes.
+
+        Of weights that do not name theirs, a thousand are taken for ImageNet's; others must be as many as the data's.
+        """
+        num_classes = self.model.architecture.num_classes
+        if self.class_names is not None:
+            check_classes(source, self.class_names, "the weights")
+        elif num_classes == CLASSES:
+            check_classes(source, tuple(synsets()), "ImageNet, which the weights are taken to be for")
+        elif num_classes != len(source.class_names):
+            raise EcaJaxError(
+                f"data set {source.name!r} has {len(source.class_names)} classes, the weights have {num_classes}"
+            )
 
 
 def load(source: str | os.PathLike, *, skip: Sequence[str] = (), **wanted) -> Loaded:
     """`load_pretrained`, with the state of the training where there is one and nothing of the model is skipped."""
     path = locate(source)
     if path.is_dir():
-        from eca_jax.training.loop import epochs_ended, read_run
-
         run = read_run(path)
         tensors, architecture = to_state_dict(run.model, NATIVE), run.model.architecture
         model = from_state_dict(tensors, source=NATIVE, architecture=architecture, skip=skip, **wanted)
-        model.preprocess = run.config.preprocess
+        model.preprocess = run.config.task.preprocess
         epoch = epochs_ended(run.step, run.num_examples, run.config.batch_size)
-        return Loaded(model, NATIVE, None if skip else run.momentum, epoch, run)
+        names = run.class_names if model.architecture.num_classes == len(run.class_names) and not skip else None
+        return Loaded(model, NATIVE, None if skip else run.momentum, epoch, run, run.config.task, names)
     file = read_weights(path)
     origin, architecture = identify(file)
     model = from_state_dict(file.tensors, source=origin, architecture=architecture, skip=skip, **wanted)
@@ -97,7 +166,8 @@ def load(source: str | os.PathLike, *, skip: Sequence[str] = (), **wanted) -> Lo
                 f"{path}: the optimiser has the momentum of {len(file.momentum)} parameters, the model {len(names)}"
             )
         momentum = momentum_from_state_dict(model, dict(zip(names, file.momentum, strict=True)), origin)
-    return Loaded(model, origin, momentum, file.epoch)
+    names = None if skip else saved_class_names(file)
+    return Loaded(model, origin, momentum, file.epoch, task=saved_task(file, model.preprocess), class_names=names)
 
 
 def locate(source: str | os.PathLike) -> pathlib.Path:
@@ -137,10 +207,15 @@ def _download(repository: str) -> pathlib.Path:
 def identify(file: WeightFile) -> tuple[str, Architecture]:
     """(source, architecture) of the weights in a file."""
     if file.metadata:
+        if file.metadata.get("format", 0) > FORMAT:
+            raise EcaJaxError(
+                f"the weights are of format {file.metadata['format']}, this version of eca_jax reads up to {FORMAT}: "
+                "upgrade eca_jax"
+            )
         try:
-            return NATIVE, msgspec.convert(file.metadata["architecture"], Architecture)
-        except (KeyError, msgspec.ValidationError) as error:
-            raise EcaJaxError(f"the metadata of the weights is of another version of eca_jax: {error}") from error
+            return NATIVE, from_plain(_architecture_from_old(file.metadata), Architecture, METADATA)
+        except EcaJaxError as error:
+            raise with_missing_plugins(error, file.metadata.get("plugins", [])) from error
     shapes = {key.removeprefix("module."): value.shape for key, value in file.tensors.items()}
     return infer({key: shape for key, shape in shapes.items() if not key.endswith(COUNTER)})
 
@@ -148,10 +223,7 @@ def identify(file: WeightFile) -> tuple[str, Architecture]:
 def preprocessing(file: WeightFile, path: pathlib.Path) -> PreprocessConfig:
     """From our own metadata, or timm's config.json beside the file; else ImageNet's usual 256 and 224 pixels."""
     if file.metadata:
-        try:
-            return msgspec.convert(file.metadata["preprocess"], PreprocessConfig)
-        except (KeyError, msgspec.ValidationError) as error:
-            raise EcaJaxError(f"the metadata of {path} is of another version of eca_jax: {error}") from error
+        return from_plain(file.metadata.get("preprocess"), PreprocessConfig, METADATA)
     config = path.parent / CONFIG
     if not config.is_file():
         return PreprocessConfig()
@@ -168,11 +240,39 @@ def preprocessing(file: WeightFile, path: pathlib.Path) -> PreprocessConfig:
         raise EcaJaxError(f"{config} does not say as timm does how images are made: {error!r}") from error
 
 
-def own_metadata(model: Backbone) -> dict[str, Any]:
-    """What our safetensors say of the model that they hold."""
+def _architecture_from_old(metadata: dict[str, Any]) -> Any:
+    """The architecture as today's, where the file is of version 0.1.0, which gave it no format number."""
+    values = metadata.get("architecture")
+    if "format" in metadata or not isinstance(values, dict) or not isinstance(values.get("attention"), dict):
+        return values
+    return values | {"attention": attention_from_old(values["attention"], values["attention"].get("kind"))}
+
+
+def saved_task(file: WeightFile, preprocess: PreprocessConfig) -> Task:
+    """The task that the weights were trained for; classification where they do not say it."""
+    cls: Any = task_class(file.metadata.get("task", Classification.name))
+    return cls(preprocess=preprocess)
+
+
+def saved_class_names(file: WeightFile) -> tuple[str, ...] | None:
+    """The names of the classes, where the weights say them."""
+    names = file.metadata.get("class_names")
+    return None if names is None else tuple(map(str, names))
+
+
+def own_metadata(
+    model: Backbone, class_names: Sequence[str] | None = None, task: str = Classification.name
+) -> dict[str, Any]:
+    """What our files say of the model that they hold: safetensors, ONNX and StableHLO alike."""
+    kind = model.architecture.attention.kind or "none"
+    plugins = {MODELS.plugin(model.architecture.name), ATTENTIONS.plugin(kind), TASKS.plugin(task)} - {None}
     return {
-        "architecture": msgspec.to_builtins(model.architecture),
-        "preprocess": msgspec.to_builtins(model.preprocess),
+        "format": FORMAT,
+        "architecture": to_plain(model.architecture),
+        "task": task,
+        "class_names": None if class_names is None else list(class_names),
+        "preprocess": to_plain(model.preprocess),
+        **({"plugins": sorted(map(str, plugins))} if plugins else {}),
     }
 
 
@@ -180,8 +280,8 @@ def describe(origin: str, architecture: Architecture) -> str:
     """'eca_resnet50 of ecanet: attention eca, kernel sizes released, 1000 classes'."""
     attention = architecture.attention
     parts = [f"attention {attention.kind}"]
-    if attention.kind in ("eca", "eca_ns"):
-        sizes = attention.kernel_sizes
+    sizes = attention.given.get("kernel_sizes")
+    if sizes is not None:
         parts.append(f"kernel sizes {' '.join(map(str, sizes)) if isinstance(sizes, tuple) else sizes}")
     parts.append(f"{architecture.num_classes} classes")
     for field in dataclasses.fields(architecture):

@@ -11,12 +11,12 @@ import numpy as np
 from flax import nnx
 
 from eca_jax.convert.infer import infer
-from eca_jax.convert.leaves import COUNTER, Leaf, leaves
+from eca_jax.convert.leaves import BROUGHT, COUNTER, Layout, Leaf, leaves
 from eca_jax.convert.tables import TABLES, rename
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.mobilenetv2 import MobileNetV2
-from eca_jax.models.registry import MODELS, PAPER, create_model
+from eca_jax.models.registry import MODELS, PAPER, create_model, model_row
 
 NATIVE = "eca_jax"
 """The source whose names and layouts are our own."""
@@ -24,7 +24,7 @@ SOURCES = (*TABLES, NATIVE)
 Tensors = Mapping[str, np.ndarray]
 
 # Attentions that the classes of a source have; what a source cannot say would be computed differently there.
-ATTENTIONS = {"ecanet": ("none", "eca", "eca_ns"), "torchvision": ("none",), "timm": ("none", "eca", "se")}
+EXPRESSIBLE = {"ecanet": ("none", "eca", "eca_ns"), "torchvision": ("none",), "timm": ("none", "eca", "se")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +36,22 @@ class Entry:
     native: bool
 
     @property
+    def _layout(self) -> Layout:
+        assert self.leaf.layout is not None  # _check_expressible has looked
+        return self.leaf.layout
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """In the source's layout."""
         shape = self.leaf.variable.shape
         # A view that spends no memory, whatever the shape says.
-        return shape if self.native else self.leaf.layout.to_torch(np.broadcast_to(np.float32(0), shape)).shape
+        return shape if self.native else self._layout.to_torch(np.broadcast_to(np.float32(0), shape)).shape
 
     def to_source(self, value: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(value if self.native else self.leaf.layout.to_torch(value))
+        return np.ascontiguousarray(value if self.native else self._layout.to_torch(value))
 
     def from_source(self, value: np.ndarray) -> np.ndarray:
-        return value if self.native else self.leaf.layout.from_torch(value)
+        return value if self.native else self._layout.from_torch(value)
 
 
 def entries(model: Backbone, source: str) -> list[Entry]:
@@ -55,6 +60,9 @@ def entries(model: Backbone, source: str) -> list[Entry]:
     found = sorted(leaves(model), key=lambda leaf: order[leaf.path])
     if source == NATIVE:
         return [Entry(leaf, leaf.path, native=True) for leaf in found]
+    for leaf in found:
+        if leaf.layout is None:
+            raise _no_layout(leaf, source)
     rows = TABLES[source][type(model)]
     return [Entry(leaf, f"{rename(leaf.module, rows)}.{leaf.torch_name}", native=False) for leaf in found]
 
@@ -200,12 +208,20 @@ def _some(keys: Sequence[str], n: int = 6) -> str:
     return ", ".join(keys[:n]) + (f" and {len(keys) - n} more" if len(keys) > n else "")
 
 
+def _no_layout(leaf: Leaf, source: str) -> EcaJaxError:
+    return EcaJaxError(
+        f"{source}: nobody has said how the array {leaf.name!r} of the layer {leaf.layer.__name__} ({leaf.module}) is "
+        "laid out in PyTorch: write safetensors with our own names instead, or let its plugin call register_layout "
+        "(eca_jax/convert/leaves.py)"
+    )
+
+
 def _same_model(name: str, architecture: Architecture) -> bool:
     """Whether `name` builds this architecture: `resnet50` does with ECA as well, as an attention of its own."""
     if name not in MODELS:
         return True  # create_model answers with the nearest
     backbone, own = MODELS[name]
-    return backbone == MODELS[architecture.name][0] and own.kind in ("none", architecture.attention.kind)
+    return backbone == model_row(architecture.name)[0] and own.kind in ("none", architecture.attention.kind)
 
 
 def _check_expressible(model: Backbone, source: str) -> None:
@@ -214,15 +230,18 @@ def _check_expressible(model: Backbone, source: str) -> None:
     if source not in TABLES:
         raise EcaJaxError(f"unknown source {source!r}; expected one of {', '.join(SOURCES)}")
     architecture, attention = model.architecture, model.architecture.attention
+    brought = any(source in BROUGHT.get(leaf.layer, ()) for leaf in leaves(model))
     reason = None
-    if attention.kind not in ATTENTIONS[source]:
+    if type(model) not in TABLES[source]:
+        reason = f"the backbone {architecture.name!r}"
+    elif attention.kind not in EXPRESSIBLE[source] and not brought:
         reason = f"the attention {attention.kind!r}"
-    elif attention.kind == "eca" and attention.circular:
+    elif attention.kind == "eca" and attention.options.circular:
         reason = "circular padding in ECA"
-    elif attention.kind == "se" and not attention.bias:
+    elif attention.kind == "se" and not attention.options.bias:
         reason = "SE without biases"
     elif source == "timm" and attention.kind == "eca" and not _follows_formula(architecture):
-        reason = f"the kernel sizes {attention.kernel_sizes} (its ECA always takes the formula's)"
+        reason = f"the kernel sizes {attention.options.kernel_sizes} (its ECA always takes the formula's)"
     elif source != "timm" and MODELS[architecture.name][0] not in PAPER:
         reason = f"the stem and shortcuts of {architecture.name!r}"
     elif isinstance(model, MobileNetV2) and (architecture.small_stem or (source, attention.kind) == ("timm", "eca")):
@@ -233,7 +252,7 @@ def _check_expressible(model: Backbone, source: str) -> None:
 
 def _follows_formula(architecture: Architecture) -> bool:
     """timm's own networks were published with the formula's sizes."""
-    policy = architecture.attention.kernel_sizes
+    policy = architecture.attention.options.kernel_sizes
     return policy == "adaptive" or (policy == "released" and MODELS[architecture.name][0] not in PAPER)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 
-from eca_jax.data.sources import Source
+from eca_jax.data.records import Source
 from eca_jax.errors import EcaJaxError
 
 _DIGEST_SIZE = 16

@@ -12,9 +12,8 @@ neighbours, and in different statistics groups as long as a group is not larger 
 new shuffle, of which it takes the first r-th; here the stream goes on, so that every example is seen in r epochs.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from typing import Any, Protocol, cast
 
 import grain
 import jax
@@ -22,34 +21,32 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from eca_jax.data.bad_records import BadRecords
-from eca_jax.data.preprocess import PreprocessConfig, begin_train_image, eval_image
-from eca_jax.data.sources import Label, Source
+from eca_jax.data.records import Source
 from eca_jax.errors import EcaJaxError
 
-Example = dict[str, np.ndarray]
-Batch = dict[str, jax.Array]
-"""image: uint8 (b, h, w, 3); label: int32 (b), or bool (b, classes) where an image may have several; mask: float32 (b),
-0 where evaluation has no record or a bad one, and where an image has no label."""
+Example = Any
+"""A tree of NumPy arrays."""
+Batch = Any
+"""A tree of global arrays (b, ...)."""
+Finish = Callable[[], Example]
+"""What is left to do of an example once its record has been read."""
+Job = tuple[int, Callable[[Any], Finish]]
+"""The number of a record, and what an example is made of it with."""
 
-BeginImage = Callable[[bytes], Callable[[], np.ndarray]]
-"""Encoded image -> what makes the pixels of it."""
-Job = tuple[int, BeginImage]
-"""The number of an example, and what its image is made with."""
 
+class Examples(Protocol):
+    """What becomes of a record: the part of a task that the loader uses; `eca_jax.tasks.base.Task` says more."""
 
-def abstract_batch(batch_size: int, image_size: int, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a `Batch` is like: shapes, types and places, for compiling before there is one."""
-    shapes = {
-        "image": ((batch_size, image_size, image_size, 3), np.uint8),
-        "label": ((batch_size,), np.int32),
-        "mask": ((batch_size,), np.float32),
-    }
-    return {key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for key, (shape, dtype) in shapes.items()}
+    def batch_shape(self, seed: int, step: int) -> Any: ...
+    def train_example(self, record: Any, source: Source, rng: np.random.Generator, batch_shape: Any) -> Finish: ...
+    def eval_example(self, record: Any, source: Source) -> Finish: ...
+    def padding(self, source: Source) -> Example: ...
+    def collate(self, examples: Sequence[Example]) -> Example: ...
 
 
 def train_batches(
     source: Source,
-    config: PreprocessConfig,
+    task: Examples,
     *,
     seed: int,
     batch_size: int,
@@ -68,23 +65,29 @@ def train_batches(
     stream = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     rows = local_rows(sharding, batch_size)
 
-    def job(position: int, copy: int, offset: int = 0) -> Job:
+    def job(step: int, position: int, copy: int, offset: int = 0) -> Job:
         index, epoch = cast(int, stream[position]), position // len(source)
-        # The generator is made anew for a substitute, so that it does not matter how far the bad record came.
-        rng = np.random.default_rng((seed, epoch, index, copy))
-        return (index + offset) % len(source), functools.partial(begin_train_image, rng=rng, config=config)
 
-    def substitute(place: tuple[int, int]) -> Example:
+        def begin(record: Any) -> Finish:
+            # The generator is made anew for a substitute, so that it does not matter how far the bad record came.
+            rng = np.random.default_rng((seed, epoch, index, copy))
+            return task.train_example(record, source, rng, task.batch_shape(seed, step))
+
+        return (index + offset) % len(source), begin
+
+    def substitute(step: int, place: tuple[int, int]) -> Example:
         for offset in range(1, len(source)):
-            (example,) = _examples(source, [job(*place, offset)], bad_records)
+            (example,) = _examples(source, [job(step, *place, offset)], bad_records)
             if example is not None:
                 return example
         raise EcaJaxError(f"none of the {len(source)} records of {source.name!r}, split {source.split!r}, can be read")
 
     def load(step: int) -> Example:
         places = [stream_position(step, int(row), batch_size, repeats) for row in rows]
-        examples = _examples(source, [job(*place) for place in places], bad_records)
-        return _collate([example or substitute(place) for example, place in zip(examples, places, strict=True)])
+        examples = _examples(source, [job(step, *place) for place in places], bad_records)
+        return task.collate(
+            [substitute(step, p) if example is None else example for example, p in zip(examples, places, strict=True)]
+        )
 
     return _batches(load, steps, rows, batch_size, sharding, num_threads)
 
@@ -97,7 +100,7 @@ def stream_position(step: int, row: int, batch_size: int, repeats: int) -> tuple
 
 def eval_batches(
     source: Source,
-    config: PreprocessConfig,
+    task: Examples,
     *,
     batch_size: int,
     sharding: NamedSharding,
@@ -111,20 +114,15 @@ def eval_batches(
     """
     bad_records = BadRecords() if bad_records is None else bad_records
     rows = local_rows(sharding, batch_size)
-    size = config.image_size
-    padding = {
-        "image": np.zeros((size, size, 3), np.uint8),
-        "label": _label(() if source.multi_label else 0, source),
-        "mask": np.zeros((), np.float32),
-    }
+    padding = task.padding(source)
 
-    def begin(data: bytes) -> Callable[[], np.ndarray]:
-        return functools.partial(eval_image, data, config)
+    def begin(record: Any) -> Finish:
+        return task.eval_example(record, source)
 
     def load(step: int) -> Example:
         jobs = [(i, begin) for row in rows if (i := step * batch_size + int(row)) < len(source)]
-        examples = _examples(source, jobs, bad_records)
-        return _collate([example or padding for example in (*examples, *[None] * (len(rows) - len(jobs)))])
+        examples = [*_examples(source, jobs, bad_records), *[None] * (len(rows) - len(jobs))]
+        return task.collate([padding if example is None else example for example in examples])
 
     return _batches(load, range(-(-len(source) // batch_size)), rows, batch_size, sharding, num_threads)
 
@@ -148,25 +146,8 @@ def _examples(source: Source, jobs: Sequence[Job], bad_records: BadRecords) -> l
         except Exception as error:  # whatever a decoder says of damaged bytes, the user has to know which record it was
             bad_records.add(source, index, error)
 
-    def begin(index: int, begin_image: BeginImage) -> tuple[Callable[[], np.ndarray], Label]:
-        data, label = source[index]
-        return begin_image(data), label
-
-    def finish(finish_image: Callable[[], np.ndarray], label: Label) -> Example:
-        mask = np.asarray(label != (), np.float32)
-        return {"image": finish_image(), "label": _label(label, source), "mask": mask}
-
-    begun = [(job[0], tried(job[0], functools.partial(begin, *job))) for job in jobs]
-    return [first and tried(index, functools.partial(finish, *first)) for index, first in begun]
-
-
-def _label(label: Label, source: Source) -> np.ndarray:
-    """int32 (), or bool (classes)."""
-    return np.isin(np.arange(len(source.class_names)), label) if source.multi_label else np.asarray(label, np.int32)
-
-
-def _collate(examples: list[Example]) -> Example:
-    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+    begun = [(index, tried(index, lambda i=index, begin=begin: begin(source[i]))) for index, begin in jobs]
+    return [None if finish is None else tried(i, finish) for i, finish in begun]
 
 
 def _batches(
@@ -185,7 +166,7 @@ def _batches(
     """
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     for local in grain.MapDataset.range(steps.start, steps.stop).map(load).to_iter_dataset(options):
-        yield {key: _global_array(value, rows, batch_size, sharding) for key, value in local.items()}
+        yield jax.tree.map(lambda leaf: _global_array(leaf, rows, batch_size, sharding), local)
 
 
 def _global_array(local: np.ndarray, rows: np.ndarray, batch_size: int, sharding: NamedSharding) -> jax.Array:

@@ -3,7 +3,8 @@
 Pillow decodes and resizes (with antialiasing), step by step as torchvision's transforms and timm's do on Pillow images,
 so that a PyTorch recipe sees the same pixels here. In training, `random_resized_crop` has the same pixels to a grey
 level, in two thirds of the time: of a JPEG file only the part that the crop needs is decoded (jpeg.py), and the filters
-are vector code (cykooz-resizer). Nothing here holds the GIL for long. Normalisation happens on the device, in the step.
+are vector code (cykooz-resizer). Nothing here holds the GIL for long. Only `normalise` is for the device: it is a part
+of the step.
 """
 
 import dataclasses
@@ -11,7 +12,10 @@ import io
 import math
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from PIL import Image
 
 from eca_jax.data.jpeg import Box, open_jpeg, reduction_for
@@ -257,3 +261,9 @@ def pad_and_crop(image: Image.Image, pad: int, rng: np.random.Generator) -> Imag
     """Shifts the image by up to `pad` pixels each way; what comes in is black."""
     left, top = (int(offset) for offset in rng.integers(-pad, pad, size=2, endpoint=True))
     return image.crop((left, top, left + image.width, top + image.height))
+
+
+def normalise(image: jax.Array, config: PreprocessConfig, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """uint8 (b, h, w, 3) -> (image / 255 - mean) / std in `dtype`."""
+    mean, std = (jnp.asarray(value, dtype) for value in (config.mean, config.std))
+    return (image.astype(dtype) / 255 - mean) / std

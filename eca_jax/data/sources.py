@@ -6,77 +6,40 @@ No TensorFlow: TFDS reads ArrayRecord without it.
 import dataclasses
 import hashlib
 import pathlib
-import re
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from eca_jax.data.config import DataConfig
+from eca_jax.data.csv_records import open_csv
 from eca_jax.data.imagenet import TRAINING_EXAMPLES, candidates
 from eca_jax.data.prepare import prepare, tfds_builder
-from eca_jax.errors import EcaJaxError, nearest
+from eca_jax.data.records import SOURCES, Label, Opener, Source
+from eca_jax.data.splits import cannot_read_split, check_split, held_out, select, split_names
+from eca_jax.errors import EcaJaxError
 
 FOLDER = "folder:"
-HELD_OUT = ("validation", "test", "val")
-"""What the split to evaluate on is called; the first that a data set has."""
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-
-
-Label = int | tuple[int, ...]
-"""Of an image that may have several, or none: all of them."""
-
-
-class Records(Protocol):
-    """Encoded images and labels by number."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[bytes, Label]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """One split of a data set: `source[i]` is (encoded image, label)."""
-
-    name: str
-    split: str
-    records: Records
-    class_names: tuple[str, ...]
-    multi_label: bool = False
-    """Whether labels are tuples."""
-    candidates: tuple[int, ...] | None = None
-    """The labels among which a prediction is to be made; None is all."""
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> tuple[bytes, Label]:
-        return self.records[index]
-
-    def __iter__(self) -> Iterator[tuple[bytes, Label]]:
-        return (self[i] for i in range(len(self)))
-
-    def describe(self, index: int) -> str:
-        """The name of a record for an error message."""
-        where = self.records.files[index] if isinstance(self.records, FolderRecords) else f"record {index}"
-        return f"{where} of {self.name!r}, split {self.split!r}"
 
 
 def open_source(name: str, split: str | None, data_dir: str | None = None) -> Source:
     """Opens a split of a data set for random access; prepares `digits` on first use.
 
     Args:
-      name: a TFDS name ('digits', 'imagenet2012', 'imagenette', 'cifar10', ...) or 'folder:/path'.
+      name: a TFDS name ('digits', 'imagenet2012', 'imagenette', 'cifar10', ...), 'folder:/path', 'csv:/path' (see
+        `eca_jax.data.csv_records`), or one whose prefix a plugin has registered in `SOURCES`.
       split: TFDS's notation: 'train', 'train[:90%]', 'train+test'; None is the held-out one.
       data_dir: where TFDS data sets are; None is TFDS's own default (TFDS_DATA_DIR, ~/tensorflow_datasets).
 
     Raises:
       EcaJaxError: unknown or unprepared data set, one prepared as TFRecord, unknown split, folder without images.
     """
-    if name.startswith(FOLDER):
-        return _open_folder(name, split)
-    return _open_tfds(name, split, data_dir)
+    prefix, colon, _ = name.partition(":")
+    if colon and (prefix in OPENERS or prefix in SOURCES):
+        return (OPENERS.get(prefix) or SOURCES[prefix])(name, split, data_dir)
+    return _open_tfds(name, split, data_dir)  # 'mnist:3.0.1' is a name of TFDS's too
 
 
 def declared_size(
@@ -102,7 +65,7 @@ def declared_size(
             raise EcaJaxError(f"data set {config.name!r} does not say how many classes it has: give --num-classes")
         num_classes = int(label.num_classes or 0)
     if num_examples is None and builder.info.splits:
-        _check_split(config.name, config.train_split, list(builder.info.splits))
+        check_split(config.name, config.train_split, list(builder.info.splits))
         num_examples = builder.info.splits[config.train_split].num_examples
     return num_classes, num_examples or TRAINING_EXAMPLES
 
@@ -148,8 +111,8 @@ def _open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
     label = label.feature if multi_label else label
     if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
         raise EcaJaxError(f"data set {name!r} is not for image classification: its features are {features}")
-    split = _held_out(name, list(builder.info.splits)) if split is None else split
-    _check_split(name, split, list(builder.info.splits))
+    split = held_out(name, list(builder.info.splits)) if split is None else split
+    check_split(name, split, list(builder.info.splits))
     try:
         if builder.info.splits[split].num_examples <= 0:
             raise EcaJaxError(f"data set {name!r}: split {split!r} has no examples")
@@ -157,7 +120,7 @@ def _open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
     except EcaJaxError:
         raise
     except (ValueError, AssertionError) as error:
-        raise EcaJaxError(f"data set {name!r}: cannot read split {split!r}: {_one_line(error)}") from error
+        raise cannot_read_split(name, split, error) from error
     records = TfdsRecords(data_source, image_key, label_key)
     return Source(name, split, records, tuple(label.names), multi_label, candidates(builder.name))
 
@@ -176,7 +139,7 @@ class FolderRecords:
         return self.files[index].read_bytes(), self.labels[index]
 
 
-def _open_folder(name: str, split: str | None) -> Source:
+def _open_folder(name: str, split: str | None, data_dir: str | None = None) -> Source:
     """`/path/SPLIT/CLASS/image.jpg`, or `/path/CLASS/image.jpg` whose one split is called 'train'.
 
     Without folders of splits the order mixes the classes and depends on the names of the files alone, so that
@@ -185,13 +148,13 @@ def _open_folder(name: str, split: str | None) -> Source:
     root = pathlib.Path(name.removeprefix(FOLDER)).expanduser()
     if not root.is_dir():
         raise EcaJaxError(f"data.name: {name!r}: {root} is not a directory")
-    split = _held_out(name, [path.name for path in _visible(root) if path.is_dir()]) if split is None else split
-    wanted = _split_names(split)
+    split = held_out(name, [path.name for path in _visible(root) if path.is_dir()]) if split is None else split
+    wanted = split_names(split)
     if wanted == {"train"} and not (root / "train").is_dir():
         roots = {"train": root}
     else:
         roots = {path.name: path for path in _visible(root) if path.is_dir()}
-        _check_split(name, split, sorted(roots))
+        check_split(name, split, sorted(roots))
     if not wanted:
         raise EcaJaxError(
             f"data set {name!r}: cannot read split {split!r}; expected one such as 'train' or 'train[:90%]'"
@@ -207,14 +170,7 @@ def _open_folder(name: str, split: str | None) -> Source:
         examples[s] = [(file, label) for label, files in enumerate(classes.values()) for file in files]
         if roots[s] == root:
             examples[s].sort(key=lambda e: hashlib.sha256(e[0].relative_to(root).as_posix().encode()).digest())
-    try:
-        sizes = {s: tfds.core.SplitInfo(name=s, shard_lengths=[len(e)], num_bytes=0) for s, e in examples.items()}
-        instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
-    except (ValueError, AssertionError) as error:
-        raise EcaJaxError(f"data set {name!r}: cannot read split {split!r}: {_one_line(error)}") from error
-    chosen = [e for i in instructions for e in examples[i.splitname][i.from_ : i.to]]
-    if not chosen:
-        raise EcaJaxError(f"data set {name!r}: split {split!r} has no images")
+    chosen = select(name, split, examples)
     files, labels = zip(*chosen, strict=True)
     return Source(name, split, FolderRecords(files, labels), names)
 
@@ -243,24 +199,5 @@ def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _split_names(split: str) -> set[str]:
-    """'train[:90%]+test' -> {'train', 'test'}."""
-    return set(re.findall(r"(?:^|\+)\s*([^\[+\s]+)", split))
-
-
-def _held_out(name: str, known: list[str]) -> str:
-    found = next((split for split in HELD_OUT if split in known), None)
-    if found is None:
-        raise EcaJaxError(
-            f"data set {name!r} has no split {' or '.join(HELD_OUT)}; say which: {', '.join(sorted(known))}"
-        )
-    return found
-
-
-def _check_split(name: str, split: str, known: list[str]) -> None:
-    for s in _split_names(split) - set(known):
-        raise EcaJaxError(f"data set {name!r}: unknown split {s!r} in {split!r}.{nearest(s, known)}")
+OPENERS: dict[str, Opener] = {"folder": _open_folder, "csv": open_csv}
+"""What opens our own data sets whose names begin with such a prefix and a colon."""

@@ -3,9 +3,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
 from eca_jax.errors import EcaJaxError, expect_one_of, expect_positive, expect_share
-from eca_jax.models.registry import resolve_attention
+from eca_jax.models.base import Architecture, Backbone
+from eca_jax.models.registry import create_model, resolve_attention
 from eca_jax.nn.attention import AttentionConfig
 
 DTYPES = ("float32", "bfloat16", "float64")
@@ -51,3 +55,32 @@ class ModelConfig:
         expect_share("model.drop_path", self.drop_path)
         if self.skip and self.pretrained is None:
             raise EcaJaxError(f"model.skip: {self.skip} is of model.pretrained, which is not given")
+
+
+def build_model(model: ModelConfig, num_classes: int, rngs: nnx.Rngs) -> Backbone:
+    """The model that the configuration describes, with fresh weights."""
+    return create_model(
+        model.name,
+        num_classes=num_classes,
+        rngs=rngs,
+        attention=model.attention,
+        small_stem=model.small_stem,
+        width_multiplier=model.width_multiplier,
+        dropout=model.dropout,
+        drop_path=model.drop_path,
+        rematerialise=model.rematerialise,
+        batch_norm_group=model.batch_norm_group,
+        dtype=jnp.dtype(model.dtype),
+        param_dtype=param_dtype(model),
+    )
+
+
+def param_dtype(model: ModelConfig) -> np.dtype:
+    """Of parameters, statistics, and the images as they enter the network: float32 or wider."""
+    return jnp.promote_types(model.dtype, jnp.float32)
+
+
+def architecture(model: ModelConfig, num_classes: int) -> Architecture:
+    """What `build_model` makes, by name."""
+    attention = resolve_attention(model.name, model.attention)
+    return Architecture(model.name, num_classes, attention, model.small_stem, model.width_multiplier)

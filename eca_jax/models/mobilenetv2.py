@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from eca_jax.models.base import Backbone, Feature
-from eca_jax.nn.attention import kernel_sizes
+from eca_jax.nn.attention import Place
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.tail import conv_norm, tail
 
@@ -31,14 +31,14 @@ class InvertedResidual(nnx.Module):
     """1x1 expansion, 3x3 depthwise, 1x1 linear projection; attention on the projection, before the addition."""
 
     def __init__(
-        self, c_in: int, c_out: int, stride: int, expansion: int, kernel_size: int, drop_path: float, bricks: Bricks
+        self, c_in: int, c_out: int, stride: int, expansion: int, place: Place, drop_path: float, bricks: Bricks
     ):
         hidden = c_in * expansion
         self.expand = nnx.data(ConvBN(c_in, hidden, 1, 1, bricks) if expansion != 1 else None)
         self.depthwise = ConvBN(hidden, hidden, 3, stride, bricks, groups=hidden)
         self.project = bricks.conv(hidden, c_out, 1)
         self.bn = bricks.norm(c_out)
-        self.attn = bricks.attn(c_out, kernel_size, reduction=8)
+        self.attn = bricks.attn(c_out, place, reduction=8)
         self.drop_path = bricks.drop_path(drop_path)
         self.residual = stride == 1 and c_in == c_out
 
@@ -101,7 +101,6 @@ class MobileNetV2(Backbone):
         drop_path: float = 0.0,
     ):
         channels = [int(stage.channels * width_multiplier) for stage in STAGES]
-        sizes = kernel_sizes(bricks.attention.kernel_sizes, channels, [released_kernel_size(c) for c in channels])
 
         c = int(32 * width_multiplier)
         total_stride = 1 if small_stem else 2
@@ -111,10 +110,11 @@ class MobileNetV2(Backbone):
         feature_info, ends = [], []
         for i, stage in enumerate(STAGES):
             stride = 1 if small_stem and i == 1 else stage.stride
+            place = Place(i, len(STAGES), released_kernel_size(channels[i]))
             for j in range(stage.depth):
                 self.blocks.append(
                     InvertedResidual(
-                        c, channels[i], stride if j == 0 else 1, stage.expansion, sizes[i], next(drop_rates), bricks
+                        c, channels[i], stride if j == 0 else 1, stage.expansion, place, next(drop_rates), bricks
                     )
                 )
                 c = channels[i]

@@ -4,20 +4,25 @@ import dataclasses
 import fnmatch
 import functools
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from eca_jax.errors import EcaJaxError, nearest
+from eca_jax.errors import EcaJaxError
 from eca_jax.models import mobilenetv2, resnet
 from eca_jax.models.base import Architecture, Backbone
-from eca_jax.nn.attention import AttentionConfig
+from eca_jax.nn.attention import ATTENTIONS, AttentionConfig
 from eca_jax.nn.bricks import Bricks
+from eca_jax.plugins import Registry
 
-BACKBONES: dict[str, Callable[..., Backbone]] = {
+BackboneFactory = Callable[..., Backbone]
+"""Called as `ResNet` is after its variant: with `Bricks` and the keyword arguments `num_classes`, `small_stem`,
+`width_multiplier`, `dropout` and `drop_path`."""
+
+BACKBONES: dict[str, BackboneFactory] = {
     **{name: functools.partial(resnet.ResNet, variant) for name, variant in resnet.VARIANTS.items()},
     "mobilenet_v2": mobilenetv2.MobileNetV2,
 }
@@ -30,11 +35,21 @@ TIMM = {
     "se": ("resnet50", "resnet101", "resnet152", "resnet50t", "resnet152d", "resnet200d", "resnet269d"),
     "eca": ("resnet26t", "resnet50t", "resnet50d", "resnet101d", "resnet200d", "resnet269d", "resnetlight"),
 }
-MODELS: dict[str, tuple[str, AttentionConfig]] = {
-    **{prefix + name: (name, attention) for prefix, attention in PREFIXES.items() for name in PAPER},
-    **{prefix + name: (name, TIMM_PREFIXES[prefix]) for prefix, names in TIMM.items() for name in names},
-}
+MODELS: Registry[tuple[str, AttentionConfig]] = Registry(
+    "model",
+    {
+        **{prefix + name: (name, attention) for prefix, attention in PREFIXES.items() for name in PAPER},
+        **{prefix + name: (name, TIMM_PREFIXES[prefix]) for prefix, names in TIMM.items() for name in names},
+    },
+)
 """Name -> (backbone, attention)."""
+
+
+def register_backbone(name: str, factory: BackboneFactory) -> None:
+    """Adds a backbone of a package of the user's own: the models `name`, `se_name` and `eca_name`."""
+    for prefix, attention in PREFIXES.items():
+        MODELS.register(prefix + name, (name, attention))
+    BACKBONES[name] = factory
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -44,28 +59,38 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def resolve_attention(name: str, attention: AttentionConfig = AttentionConfig()) -> AttentionConfig:
     """The attention of the model called `name`: its kind from the name unless a plain backbone is given another."""
-    if name not in MODELS:
-        raise EcaJaxError(f"unknown model {name!r}.{nearest(name, MODELS)}")
-    own = MODELS[name][1]
+    own = model_row(name)[1]
     if attention.kind not in (None, own.kind) and own.kind != "none":
         raise EcaJaxError(
             f"model {name!r} has the attention {own.kind!r}, but attention.kind is {attention.kind!r}: "
             "give the kind to the plain backbone instead"
         )
-    return dataclasses.replace(
-        attention,
-        kind=attention.kind or own.kind,
-        bias=own.bias if attention.bias is None else attention.bias,
-    )
+    return own.refined(attention).resolved()
+
+
+def model_row(name: str) -> tuple[str, AttentionConfig]:
+    """(backbone, attention) of a model.
+
+    Raises:
+      EcaJaxError: nobody has registered it; the nearest names are given.
+    """
+    if name not in MODELS:
+        raise MODELS.unknown(name)
+    return MODELS[name]
+
+
+def attention_from_old(values: dict[str, Any], kind: str | None) -> dict[str, Any]:
+    """What version 0.1.0 wrote of an attention (the options of all kinds) without those that it does not have."""
+    row = ATTENTIONS.get(kind or "none")
+    known = {field.name for field in dataclasses.fields(row.options)} if row else set()
+    return {k: v for k, v in values.items() if k == "kind" or (k in known and v is not None)}
 
 
 def create_model(
     name: str,
     *,
-    num_classes: int | None = None,
+    num_classes: int = 1000,
     rngs: nnx.Rngs,
-    pretrained: str | os.PathLike | None = None,
-    skip: Sequence[str] = (),
     attention: AttentionConfig = AttentionConfig(),
     small_stem: bool = False,
     width_multiplier: float = 1.0,
@@ -77,14 +102,12 @@ def create_model(
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
 ) -> Backbone:
-    """A model in training mode: maps normalised images (b, h, w, 3) to logits (b, num_classes).
+    """A model with fresh weights, in training mode: maps normalised images (b, h, w, 3) to logits (b, num_classes).
 
     Args:
       name: one of `list_models()`.
-      num_classes: width of the logits; None is 1000, or what the pretrained weights have.
+      num_classes: width of the logits.
       rngs: for the initialisation, e.g. `nnx.Rngs(0)`.
-      pretrained: weights that `load_pretrained` finds; they decide the attention and the widths. None is fresh weights.
-      skip: names of the pretrained weights that start anew, as shell patterns: `skip=("fc.*",)` for another head.
       attention: changes the attention that the name implies (kernel sizes, SE's biases), or gives one to a plain
         backbone.
       small_stem: for images of 8 to 64 pixels: full resolution up to the first stage.
@@ -100,26 +123,6 @@ def create_model(
     Raises:
       EcaJaxError: for an unknown name (the nearest are named), or an attention that does not fit.
     """
-    if pretrained is not None:
-        from eca_jax.convert.pretrained import load_pretrained
-
-        model = load_pretrained(
-            pretrained,
-            name=name,
-            num_classes=num_classes,
-            skip=skip,
-            rngs=rngs,
-            dropout=dropout,
-            drop_path=drop_path,
-            rematerialise=rematerialise,
-            batch_norm_group=batch_norm_group,
-            batch_norm_momentum=batch_norm_momentum,
-            dtype=dtype,
-            param_dtype=param_dtype,
-        )
-        model.train()
-        return model
-    num_classes = 1000 if num_classes is None else num_classes
     if not 0 < width_multiplier < math.inf:
         raise EcaJaxError(f"width_multiplier: expected a positive number, got {width_multiplier}")
     if num_classes < 1:

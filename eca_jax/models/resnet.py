@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from eca_jax.models.base import Backbone, Feature
-from eca_jax.nn.attention import Identity, kernel_sizes
+from eca_jax.nn.attention import Identity, Place
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.layers import linear
 from eca_jax.nn.pool import max_pool
@@ -58,13 +58,13 @@ class BasicBlock(nnx.Module):
     expansion = 1
 
     def __init__(
-        self, c_in: int, planes: int, stride: int, kernel_size: int, average: bool, drop_path: float, bricks: Bricks
+        self, c_in: int, planes: int, stride: int, place: Place, average: bool, drop_path: float, bricks: Bricks
     ):
         self.conv1 = bricks.conv(c_in, planes, 3, stride)
         self.bn1 = bricks.norm(planes)
         self.conv2 = bricks.conv(planes, planes, 3)
         self.bn2 = bricks.norm(planes)
-        self.attn = bricks.attn(planes, kernel_size)
+        self.attn = bricks.attn(planes, place)
         self.drop_path = bricks.drop_path(drop_path)
         self.downsample = shortcut(c_in, planes, stride, average, bricks)
 
@@ -82,7 +82,7 @@ class Bottleneck(nnx.Module):
     expansion = 4
 
     def __init__(
-        self, c_in: int, planes: int, stride: int, kernel_size: int, average: bool, drop_path: float, bricks: Bricks
+        self, c_in: int, planes: int, stride: int, place: Place, average: bool, drop_path: float, bricks: Bricks
     ):
         c_out = planes * self.expansion
         self.conv1 = bricks.conv(c_in, planes, 1)
@@ -91,7 +91,7 @@ class Bottleneck(nnx.Module):
         self.bn2 = bricks.norm(planes)
         self.conv3 = bricks.conv(planes, c_out, 1)
         self.bn3 = bricks.norm(c_out)
-        self.attn = bricks.attn(c_out, kernel_size)
+        self.attn = bricks.attn(c_out, place)
         self.drop_path = bricks.drop_path(drop_path)
         self.downsample = shortcut(c_in, c_out, stride, average, bricks)
 
@@ -159,7 +159,6 @@ class ResNet(Backbone):
     ):
         planes = [int(p * width_multiplier) for p in (64, 128, 256, 512)]
         channels = [p * variant.block.expansion for p in planes]
-        sizes = kernel_sizes(bricks.attention.kernel_sizes, channels, variant.released)
 
         c = planes[0]
         self.small_stem = small_stem
@@ -176,6 +175,7 @@ class ResNet(Backbone):
         feature_info = []
         for stage, (name, depth) in enumerate(zip(STAGES, variant.depths, strict=True)):
             stride = 1 if stage == 0 else 2
+            place = Place(stage, len(STAGES), variant.released[stage])
             blocks = nnx.List()
             for i in range(depth):
                 blocks.append(
@@ -183,7 +183,7 @@ class ResNet(Backbone):
                         c,
                         planes[stage],
                         stride if i == 0 else 1,
-                        sizes[stage],
+                        place,
                         variant.average_shortcut,
                         next(drop_rates),
                         bricks,

@@ -8,14 +8,17 @@ A `ChannelGate` maps the squeezed vector s (b, c), the average of every channel 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eca_jax.errors import EcaJaxError, nearest
+from eca_jax.errors import EcaJaxError
 from eca_jax.nn.layers import linear, uniform_fan_in
+from eca_jax.plain import from_plain, to_plain
+from eca_jax.plugins import Registry
 
 KernelSizes = int | tuple[int, ...] | str
 KERNEL_POLICIES = ("released", "adaptive")
@@ -30,47 +33,42 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
     return max(t if t % 2 else t + 1, 3)
 
 
-def kernel_sizes(policy: KernelSizes, channels: Sequence[int], released: Sequence[int]) -> tuple[int, ...]:
-    """The kernel size of every stage.
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where in a network a slot is."""
 
-    Args:
-      policy: 'released' (the sizes of the authors' checkpoints, which do not follow the formula), 'adaptive' (the
-        formula on the gated channels), one odd size for all stages, or one for each.
-      channels: the gated channels of every stage.
-      released: the sizes that the authors released for this architecture.
-    """
-    if policy == "released":
-        return tuple(released)
-    if policy == "adaptive":
-        return tuple(adaptive_kernel_size(c) for c in channels)
-    if isinstance(policy, int):
-        return (policy,) * len(channels)
-    if len(policy) != len(channels):
-        raise EcaJaxError(
-            f"kernel_sizes={policy} has {len(policy)} sizes, the network {len(channels)} stages: give one size, "
-            f"or {len(channels)}, or a policy out of {', '.join(KERNEL_POLICIES)}"
-        )
-    return tuple(int(k) for k in policy)
+    stage: int = 0
+    stages: int = 1
+    """How many the network has."""
+    released: int = 3
+    """The kernel size of this stage in the authors' checkpoint of the network."""
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionConfig:
-    """Which attention a network has. Only the fields that the kind uses matter."""
+class Slot:
+    """What a network knows about one slot."""
 
-    kind: str | None = None
-    """'none', 'eca', 'eca_ns' or 'se'; None is what the model's name says (eca_resnet50: 'eca')."""
+    channels: int
+    place: Place = Place()
+    reduction: int = 16
+    """SE's, where the configuration does not say one."""
+    param_dtype: jax.typing.DTypeLike = jnp.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """Of an attention that has nothing to choose."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelOptions:
+    """Of the attentions that slide a kernel over the channels."""
+
     kernel_sizes: KernelSizes = "released"
-    """ECA and ECA-NS: 'released', 'adaptive', one odd size, or one for each stage (3 5 5 7)."""
-    circular: bool = False
-    """ECA: the kernel wraps round the channels instead of meeting zeros (timm's CecaModule)."""
-    reduction: int | None = None
-    """SE: channels / reduction hidden ones; None is the paper's 16, and 8 in MobileNetV2."""
-    bias: bool | None = None
-    """SE: biases in both layers; None is what the model's name says (timm's seresnet50 has them, the paper's not)."""
+    """'released' (the sizes of the authors' checkpoints, which do not follow the formula), 'adaptive' (the formula on
+    the gated channels), one odd size for all stages, or one for each (3 5 5 7)."""
 
     def __post_init__(self):
-        if self.kind is not None and self.kind not in ATTENTIONS:
-            raise EcaJaxError(f"attention.kind: unknown attention {self.kind!r}.{nearest(self.kind, ATTENTIONS)}")
         if isinstance(self.kernel_sizes, str):
             if self.kernel_sizes not in KERNEL_POLICIES:
                 raise EcaJaxError(
@@ -83,8 +81,101 @@ class AttentionConfig:
                 raise EcaJaxError("attention.kernel_sizes: expected one odd size, or one for each stage, got none")
             for size in sizes:
                 _check_kernel_size(size)
+
+    def kernel_size(self, slot: Slot) -> int:
+        """The kernel size of one slot."""
+        policy, place = self.kernel_sizes, slot.place
+        if policy == "released":
+            return place.released
+        if policy == "adaptive":
+            return adaptive_kernel_size(slot.channels)
+        if isinstance(policy, int):
+            return policy
+        if len(policy) != place.stages:
+            raise EcaJaxError(
+                f"kernel_sizes={policy} has {len(policy)} sizes, the network {place.stages} stages: give one size, "
+                f"or {place.stages}, or a policy out of {', '.join(KERNEL_POLICIES)}"
+            )
+        return int(policy[place.stage])
+
+
+@dataclasses.dataclass(frozen=True)
+class ECAOptions(KernelOptions):
+    """Of ECA."""
+
+    circular: bool = False
+    """The kernel wraps round the channels instead of meeting zeros (timm's CecaModule)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SEOptions:
+    """Of squeeze and excitation."""
+
+    reduction: int | None = None
+    """channels / reduction hidden ones; None is the paper's 16, and 8 in MobileNetV2."""
+    bias: bool = False
+    """Biases in both layers (timm's seresnet50 has them, the paper's networks do not)."""
+
+    def __post_init__(self):
         if self.reduction is not None and self.reduction < 1:
             raise EcaJaxError(f"attention.reduction: expected 1 or more, got {self.reduction}")
+
+
+class AttentionConfig:
+    """Which attention a network has: `AttentionConfig("eca", kernel_sizes="adaptive")`.
+
+    Its options are those of its kind (see `ATTENTIONS`). Without a kind they refine the attention that the model's name
+    says: `create_model("eca_resnet50", attention=AttentionConfig(kernel_sizes=3))`.
+    """
+
+    def __init__(self, kind: str | None = None, **options: Any):
+        self.kind = kind
+        """A name in `ATTENTIONS` ('none', 'eca', 'eca_ns', 'se'); None is what the model's name says."""
+        self.given = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+        """The options that were said; the others have their defaults."""
+        if kind is not None:
+            _ = self.options  # refuses what cannot be
+
+    @property
+    def options(self) -> Any:
+        """All options of the kind: an instance of its class of options.
+
+        Raises:
+          EcaJaxError: unknown kind, an option that the kind does not have, or of another type.
+        """
+        row = attention_row(self.kind or "none")
+        known = {field.name for field in dataclasses.fields(row.options)}
+        for name in sorted(self.given.keys() - known):
+            has = f"it has {', '.join(sorted(known))}" if known else "it has none"
+            raise EcaJaxError(f"attention.{name}: the attention {self.kind!r} has no such option; {has}")
+        return from_plain(to_plain(row.options(**self.given)), row.options, "attention")
+
+    def resolved(self) -> "AttentionConfig":
+        """The same with every option said."""
+        return AttentionConfig(self.kind, **dataclasses.asdict(self.options))
+
+    def refined(self, by: "AttentionConfig") -> "AttentionConfig":
+        """The options that `by` says come before ours, where it is of our kind; else `by`."""
+        return by if by.kind not in (None, self.kind) else AttentionConfig(self.kind, **self.given | by.given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """{'kind': ..., option: value, ...}."""
+        return {"kind": self.kind, **to_plain(self.given)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "AttentionConfig":
+        """The inverse of `to_dict`."""
+        return cls(**values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AttentionConfig) and (self.kind, self.given) == (other.kind, other.given)
+
+    def __hash__(self) -> int:
+        return hash((self.kind, tuple(sorted(self.given.items()))))
+
+    def __repr__(self) -> str:
+        said = [repr(self.kind)] if self.kind is not None else []
+        return f"AttentionConfig({', '.join(said + [f'{k}={v!r}' for k, v in self.given.items()])})"
 
 
 def _check_kernel_size(size: int) -> int:
@@ -179,33 +270,61 @@ class SE(ChannelGate):
 
 
 @dataclasses.dataclass(frozen=True)
-class Slot:
-    """What a network knows about one place where an attention goes."""
+class Attention:
+    """A row of `ATTENTIONS`."""
 
-    channels: int
-    kernel_size: int
-    reduction: int
-    param_dtype: jax.typing.DTypeLike = jnp.float32
+    build: Callable[[Slot, Any, nnx.Rngs], nnx.Module]
+    """(slot, options, rngs) -> the module, which maps (b, h, w, c) to the same shape."""
+    options: type = NoOptions
+    """A frozen dataclass: what can be chosen, with its defaults. It refuses what cannot work."""
 
 
-ATTENTIONS: dict[str, Callable[[Slot, AttentionConfig, nnx.Rngs], nnx.Module]] = {
-    "none": lambda slot, config, rngs: Identity(),
-    "eca": lambda slot, config, rngs: ECA(
-        slot.channels, slot.kernel_size, circular=config.circular, param_dtype=slot.param_dtype, rngs=rngs
-    ),
-    "eca_ns": lambda slot, config, rngs: ECA_NS(
-        slot.channels, slot.kernel_size, param_dtype=slot.param_dtype, rngs=rngs
-    ),
-    "se": lambda slot, config, rngs: SE(
-        slot.channels,
-        max(slot.channels // slot.reduction, 1),
-        bias=bool(config.bias),
-        param_dtype=slot.param_dtype,
-        rngs=rngs,
-    ),
-}
+ATTENTIONS: Registry[Attention] = Registry(
+    "attention",
+    {
+        "none": Attention(lambda slot, options, rngs: Identity()),
+        "eca": Attention(
+            lambda slot, options, rngs: ECA(
+                slot.channels,
+                options.kernel_size(slot),
+                circular=options.circular,
+                param_dtype=slot.param_dtype,
+                rngs=rngs,
+            ),
+            ECAOptions,
+        ),
+        "eca_ns": Attention(
+            lambda slot, options, rngs: ECA_NS(
+                slot.channels, options.kernel_size(slot), param_dtype=slot.param_dtype, rngs=rngs
+            ),
+            KernelOptions,
+        ),
+        "se": Attention(
+            lambda slot, options, rngs: SE(
+                slot.channels,
+                max(slot.channels // (options.reduction or slot.reduction), 1),
+                bias=options.bias,
+                param_dtype=slot.param_dtype,
+                rngs=rngs,
+            ),
+            SEOptions,
+        ),
+    },
+)
+"""What can go into a slot, by its kind; `ATTENTIONS.register("my_gate", Attention(...))` adds one."""
+
+
+def attention_row(kind: str) -> Attention:
+    """The row of a kind.
+
+    Raises:
+      EcaJaxError: nobody has registered it; the nearest kinds are named.
+    """
+    if kind not in ATTENTIONS:
+        raise EcaJaxError(f"attention.kind: {ATTENTIONS.unknown(kind)}")
+    return ATTENTIONS[kind]
 
 
 def build_attention(config: AttentionConfig, slot: Slot, rngs: nnx.Rngs) -> nnx.Module:
     """The module for one slot: maps (b, h, w, c) to the same shape."""
-    return ATTENTIONS[config.kind or "none"](slot, config, rngs)
+    return attention_row(config.kind or "none").build(slot, config.options, rngs)

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from eca_jax.errors import EcaJaxError
-from eca_jax.nn.attention import AttentionConfig, Slot, build_attention
+from eca_jax.nn.attention import AttentionConfig, Place, Slot, build_attention
 from eca_jax.nn.conv import convolve
 from eca_jax.nn.layers import Conv, fan_out_normal
 from eca_jax.nn.norm import BatchNorm
@@ -75,7 +75,7 @@ class Bricks:
         """Leaves the whole branch (b, h, w, c) out of an example with probability `rate`, and scales the others up."""
         return nnx.Dropout(rate, broadcast_dims=(1, 2, 3))
 
-    def attn(self, channels: int, kernel_size: int, *, reduction: int = 16) -> nnx.Module:
+    def attn(self, channels: int, place: Place, *, reduction: int = 16) -> nnx.Module:
         """What goes into a slot; `reduction` is SE's where the configuration does not say one."""
-        slot = Slot(channels, kernel_size, self.attention.reduction or reduction, self.param_dtype)
+        slot = Slot(channels, place, reduction, self.param_dtype)
         return build_attention(self.attention, slot, self.rngs)

@@ -1,7 +1,7 @@
 """Compiles the training step of a configuration for a target, and says what it needs and costs there.
 
 No device is touched: the compilers of TPU and GPU run on the CPU. What is compiled is what `train.py` runs, by way of
-`eca_jax.training.loop.build_program`.
+`eca_jax.training.program.build_program`.
 """
 
 import dataclasses
@@ -13,12 +13,11 @@ from typing import Any
 import jax
 
 from eca_jax.config import Config
-from eca_jax.data.loader import abstract_batch
 from eca_jax.errors import EcaJaxError
 from eca_jax.precompile.hlo import Collective, bytes_moved, find_collectives
 from eca_jax.precompile.targets import GIB, Target, topology_devices
-from eca_jax.sharding import make_mesh
-from eca_jax.training.loop import build_program
+from eca_jax.sharding import make_mesh, sharded
+from eca_jax.training.program import build_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +144,7 @@ def compile_step(config: Config, target: Target, devices, *, num_classes: int, n
 
 def _lower(config: Config, mesh, *, num_classes: int, num_examples: int) -> Any:
     program = build_program(config, mesh, num_examples=num_examples, num_classes=num_classes)
-    batch = abstract_batch(config.batch_size, config.preprocess.train_size, program.batch_sharding)
+    batch = sharded(config.task.abstract_batch(config.batch_size, num_classes), program.batch_sharding)
     return program.train_step.lower(program.abstract_state, batch)
 
 
@@ -193,8 +192,8 @@ def batch_unit(config: Config, chips: int) -> int:
     """The least batch that the configuration allows on so many chips, with groups inside one chip if they are now."""
     group, parts = config.model.batch_norm_group or 1, config.optim.accumulate
     inside = (config.batch_size // chips) % group == 0
-    pairs = 2 if config.mix.mixup_alpha or config.mix.cutmix_alpha else 1
-    return math.lcm(chips * (group if inside else 1), group * parts, pairs * parts)
+    together = config.task.examples_together
+    return math.lcm(chips * (group if inside else 1), group * parts, together * parts)
 
 
 def smaller_batch(batch_size: int, needed: float, available: float, fixed: float, unit: int) -> int:

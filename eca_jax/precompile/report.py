@@ -51,7 +51,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "model": config.model.name,
         "dtype": config.model.dtype,
         "num_classes": report.num_classes,
-        "image_size": config.preprocess.train_size,
+        "image_size": config.task.preprocess.train_size,
         "batch_norm_group": config.model.batch_norm_group,
         "batch_size": config.batch_size,
         "parameters": report.parameters,

@@ -1,8 +1,5 @@
-"""The run directory: its configuration, and its checkpoints. The only file that imports Orbax.
+"""The checkpoints of a run. The only file that imports Orbax.
 
-RUN/config.json                 the resolved configuration
-RUN/metrics.jsonl               a row each log interval and evaluation
-RUN/tensorboard/
 RUN/checkpoints/STEP/           `state` (arrays), `run` (configuration, class names, checksums), `evaluation`
 RUN/checkpoints-damaged/STEP/   what could not be read when the run went on from the checkpoint before it
 
@@ -12,18 +9,15 @@ rename is atomic (a disk, NFS, Lustre, a bucket with a hierarchical namespace). 
 file by file; a checkpoint that is torn there does not have its checksums, and is passed over as a damaged one is.
 """
 
-import contextlib
-import errno
-import fcntl
 import functools
 import json
+import math
 import os
 import pathlib
 import re
-import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import absl.logging
@@ -36,11 +30,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint import checkpoint_managers
 
-from eca_jax.config import Config, differences, from_dict, to_dict
 from eca_jax.errors import EcaJaxError
 from eca_jax.sharding import replicated
 
-CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 DAMAGED = "checkpoints-damaged"
 SEAL = "crc32"
@@ -55,9 +47,10 @@ class DamagedCheckpoint(EcaJaxError):
 
 
 class Checkpoints:
-    """Saves asynchronously; keeps the newest `keep` and the best by held-out top-1. Use as a context manager."""
+    """Saves asynchronously; keeps the newest `keep` and the best by the held-out `score`. Use as a context manager."""
 
-    def __init__(self, run: str | pathlib.Path, keep: int = 1, *, read_only: bool = False):
+    def __init__(self, run: str | pathlib.Path, keep: int = 1, *, score: str, read_only: bool = False):
+        self._score = score
         self.directory = pathlib.Path(run).absolute() / CHECKPOINTS
         self._manager = ocp.CheckpointManager(
             epath.Path(self.directory),
@@ -85,7 +78,7 @@ class Checkpoints:
             ),
             multiprocessing_options=alone,
         )
-        self._top1: dict[int, float] = {}
+        self._scores: dict[int, float] = {}
         self._unknown: set[int] = set()  # could have been the best, so they are not deleted
         for step in self.steps():
             try:
@@ -110,8 +103,8 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """The step with the highest held-out top-1; of equals the newest."""
-        return max(self._top1, key=lambda step: (self._top1[step], step), default=None)
+        """The step with the highest held-out score; of equals the newest."""
+        return max(self._scores, key=lambda step: (self._scores[step], step), default=None)
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -121,7 +114,8 @@ class Checkpoints:
 
     def _remember(self, step: int, evaluation: dict[str, float] | None) -> None:
         if evaluation is not None:
-            self._top1[step] = evaluation["top1"]
+            score = evaluation.get(self._score, -math.inf)
+            self._scores[step] = score if score == score else -math.inf  # NaN is never the best
 
     def save(self, step: int, state: Any, run: dict, evaluation: dict[str, float] | None) -> None:
         """Starts to write; training goes on meanwhile. A checkpoint is complete or not there."""
@@ -214,7 +208,7 @@ class Checkpoints:
             multihost_utils.sync_global_devices("damaged checkpoints are moved aside")
         self._manager.reload()
         for step in steps:
-            self._top1.pop(step, None)
+            self._scores.pop(step, None)
             self._unknown.discard(step)
 
     def _read(self, step: int, **items) -> Any:
@@ -302,127 +296,3 @@ def _all_processes(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.process_allgather(np.asarray(value)).all())
-
-
-@contextlib.contextmanager
-def stops_where_nothing_can_be_written(run: pathlib.Path) -> Iterator[None]:
-    """Makes one line of a full disk, a quota or a read-only file system, whoever noticed it.
-
-    Raises:
-      EcaJaxError: names the directory, the free space, what is saved and what to do.
-    """
-    try:
-        yield
-    except Exception as error:
-        reason = _cannot_write(error, run)
-        if reason is None:
-            raise
-        place = next(path for path in (run, *run.absolute().parents) if path.exists())
-        saved = sorted(int(path.name) for path in run.glob(f"{CHECKPOINTS}/*") if path.name.isdecimal())
-        raise EcaJaxError(
-            f"workdir: cannot write into {run} ({reason}; {shutil.disk_usage(place).free / 2**20:.1f} MiB are free); "
-            f"the checkpoints of steps {saved or '(none)'} are whole. Make room, or make it writable, and give the "
-            "same command again: it goes on from the newest"
-        ) from error
-
-
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-
-
-def _cannot_write(error: BaseException | None, run: pathlib.Path) -> str | None:
-    """The system's words for it, where that is what an error, or the one that it came from, is about."""
-    if error is None:
-        return None
-    forbidden = (errno.EACCES,) if str(run) in str(error) else ()  # elsewhere it may be about reading
-    for number in (*CANNOT_WRITE, *forbidden):  # TensorStore's errors have only the text
-        if os.strerror(number) in str(error):
-            return os.strerror(number)
-    return _cannot_write(error.__cause__ or error.__context__, run)
-
-
-def claim_directory(run: pathlib.Path, config: Config) -> None:
-    """Makes the run directory, or refuses one that holds something else."""
-    if "://" in config.workdir:
-        raise EcaJaxError(
-            f"workdir: {config.workdir} is an address; expected a directory: mount the bucket (for Google Cloud "
-            "Storage with gcsfuse) and name the directory"
-        )
-    if run.exists() and not run.is_dir():
-        raise EcaJaxError(f"workdir: {run} is a file; expected a directory")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EcaJaxError(
-            f"workdir: cannot make the directory {run} ({error.strerror}); choose another --workdir"
-        ) from error
-    foreign = [] if (run / CONFIG_FILE).is_file() else [p.name for p in run.glob("*") if not p.name.startswith(".")]
-    if foreign:
-        raise EcaJaxError(
-            f"workdir: {run} holds {', '.join(sorted(foreign)[:3])} and no {CONFIG_FILE}, so it is no run of eca_jax: "
-            "choose an empty or new directory with --workdir"
-        )
-    if not (run / CONFIG_FILE).is_file() and jax.process_index() == 0:
-        write_config(run, config)
-
-
-@contextlib.contextmanager
-def locked(run: pathlib.Path) -> Iterator[None]:
-    """Keeps a second process that is given the same run directory from writing into it."""
-    with (run / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EcaJaxError(
-                f"workdir: another process is training in {run}; wait for it or choose another --workdir"
-            ) from None
-        yield
-
-
-def write_config(run: pathlib.Path, config: Config) -> None:
-    """config.json, replaced as a whole."""
-    temporary = run / f".{CONFIG_FILE}.tmp"
-    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    os.replace(temporary, run / CONFIG_FILE)
-
-
-def check_continues(checkpoints: Checkpoints, step: int, run: dict) -> None:
-    """Refuses a configuration or a data set that is not the one of the checkpoint; `run` is as `save` takes it."""
-    saved = checkpoints.read_run(step)
-    changed = differences(from_dict(saved["config"]), from_dict(run["config"]))
-    if saved["num_examples"] != run["num_examples"]:
-        changed.append(f"training examples: {saved['num_examples']} -> {run['num_examples']}")
-    if saved["class_names"] != run["class_names"]:
-        changed.append(
-            f"classes of the data set: {len(saved['class_names'])} -> {len(run['class_names'])}, or other names"
-        )
-    if changed:
-        raise EcaJaxError(
-            f"the configuration differs from the checkpoint {checkpoints.path(step)} that would be continued: "
-            f"{'; '.join(changed)}. Give the same values to continue it, or another --workdir to start anew"
-        )
-
-
-def open_run(run: str | pathlib.Path) -> Checkpoints:
-    """The checkpoints of an existing run, for reading."""
-    run = pathlib.Path(run)
-    if not run.is_dir():
-        raise EcaJaxError(f"there is no run directory {run}: give the --workdir of a training run")
-    if not (run / CONFIG_FILE).is_file():
-        raise EcaJaxError(f"{run} is no run of eca_jax: it has no {CONFIG_FILE}")
-    if not (run / CHECKPOINTS).is_dir():
-        raise EcaJaxError(f"{run} has no checkpoint yet")
-    return Checkpoints(run, read_only=True)
-
-
-def choose_step(checkpoints: Checkpoints, which: str) -> int:
-    """'latest', 'best' or the number of a step."""
-    if which in ("latest", "best"):
-        step = checkpoints.latest() if which == "latest" else checkpoints.best()
-        if step is None:
-            raise EcaJaxError(
-                f"{checkpoints.directory} has no {which} checkpoint; there are {checkpoints.steps() or 'none'}"
-            )
-        return step
-    if not which.isdecimal():
-        raise EcaJaxError(f"checkpoint: expected 'latest', 'best' or a step, got {which!r}")
-    return int(which)

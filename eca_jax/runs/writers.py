@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import tqdm
 
 from eca_jax.errors import EcaJaxError
+from eca_jax.tasks.base import Task
 
 
 @contextlib.contextmanager
@@ -45,7 +46,8 @@ class Writer:
     All writing is done in the calling thread: a full disk is an error there, not a silent end of the log.
     """
 
-    def __init__(self, run: pathlib.Path, *, start: int, evaluation_due: bool, total: int, batch_size: int):
+    def __init__(self, run: pathlib.Path, task: Task, *, start: int, evaluation_due: bool, total: int, batch_size: int):
+        self._task = task
         self._keep_rows(run / METRICS_FILE, start, evaluation_due)
         self._file = (run / METRICS_FILE).open("a")
         (run / "tensorboard").mkdir(exist_ok=True)
@@ -96,7 +98,7 @@ class Writer:
         self._bar.update(self._batch_size)
 
     def train(self, step: int, epoch: float, lr: float, metrics: dict[str, float]) -> None:
-        text = f"loss {metrics['loss']:.4f}, top-1 {metrics['top1']:.2%}"
+        text = self._task.describe_training(metrics)
         self._write("train", step, {"epoch": epoch, "lr": lr, **metrics})
         rate = (step - self._last_step) * self._batch_size / (time.perf_counter() - self._last_time)
         left = tqdm.tqdm.format_interval((self._total - step) * self._batch_size / rate)
@@ -112,7 +114,7 @@ class Writer:
 
     def evaluation(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
         self._write("eval", step, {"epoch": epoch, **metrics})
-        self.say(f"step {step}, epoch {epoch:.2f}: held-out {describe(metrics)}")
+        self.say(f"step {step}, epoch {epoch:.2f}: held-out {self._task.describe(metrics)}")
 
     def say(self, text: str) -> None:
         if self._bar.disable:
@@ -149,12 +151,3 @@ class NoWriter(contextlib.nullcontext):
     def say(self, text: str) -> None: ...
     def restart_clock(self, step: int) -> None: ...
     def sync(self) -> None: ...
-
-
-def describe(metrics: dict[str, float]) -> str:
-    """'top-1 99.17% (357 of 360), top-5 100.00%, loss 0.0312'."""
-    right = round(metrics["top1"] * metrics["count"])
-    return (
-        f"top-1 {metrics['top1']:.2%} ({right} of {metrics['count']:.0f}), "
-        f"top-5 {metrics['top5']:.2%}, loss {metrics['loss']:.4f}"
-    )

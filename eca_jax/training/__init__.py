@@ -1,7 +1,5 @@
-"""Training: state, step, sharding, checkpoints and the loop."""
+"""Training: step, program, loop; evaluation and prediction."""
 
-from eca_jax.training.loop import (
-    evaluate_run as evaluate_run,
-    load_run as load_run,
-    train as train,
-)
+from eca_jax.runs.run import load_run as load_run
+from eca_jax.training.evaluate import evaluate_run as evaluate_run
+from eca_jax.training.loop import train as train

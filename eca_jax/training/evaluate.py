@@ -1,58 +1,144 @@
-"""Scores of weights that come without a run."""
+"""Scores: of a state in training, of a checkpoint of a run, of weights that come without a run."""
 
 import functools
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from eca_jax.compiler_options import compiler_options
-from eca_jax.config import DataConfig
-from eca_jax.convert.pretrained import load_pretrained
-from eca_jax.data.imagenet import CLASSES, synsets
+from eca_jax.config import Config, from_dict
+from eca_jax.convert.pretrained import load
+from eca_jax.data.bad_records import BadRecords
+from eca_jax.data.config import DataConfig
 from eca_jax.data.loader import eval_batches
-from eca_jax.data.sources import Source, open_source
-from eca_jax.errors import EcaJaxError
+from eca_jax.data.records import Source, check_classes
+from eca_jax.data.sources import open_source
+from eca_jax.runs.directory import choose_step, open_run
+from eca_jax.runs.state import TrainState, split as split_model
 from eca_jax.sharding import batch_sharding, make_mesh, replicated
-from eca_jax.training.loop import check_classes, mean_scores
-from eca_jax.training.step import make_eval_step, split as split_model, zero_sums
+from eca_jax.tasks.base import Batch, Sums, Task, zero_sums
+from eca_jax.training.program import InFlight, Program, build_program
+from eca_jax.training.signals import Stopped, StopSignal
+from eca_jax.training.step import make_eval_step
 
 EXAMPLES = 64
-"""A device's share of a batch."""
+"""A device's share of a batch, where no run says it."""
+
+
+def evaluate(
+    config: Config,
+    program: Program,
+    state: TrainState,
+    source: Source,
+    bad_records: BadRecords | None = None,
+    stop: StopSignal | None = None,
+) -> dict[str, float]:
+    """The task's scores over the readable examples of `source`, each counted once.
+
+    Raises:
+      Stopped: `stop` was requested before the end.
+    """
+    batches = eval_batches(
+        source,
+        config.task,
+        batch_size=config.batch_size,
+        sharding=program.batch_sharding,
+        num_threads=config.data.num_threads,
+        bad_records=bad_records,
+    )
+    eval_step = functools.partial(program.eval_step, *state.evaluated)
+    return score(config.task, eval_step, program.zero_sums(), batches, stop)
+
+
+def score(
+    task: Task,
+    eval_step: Callable[[Batch, Sums], tuple[Sums, Any]],
+    sums: Sums,
+    batches: Iterable[Batch],
+    stop: StopSignal | None = None,
+) -> dict[str, float]:
+    """The task's scores over all batches. Every process gets the same."""
+    in_flight, outputs = InFlight(), []
+    for batch in batches:
+        sums, output = eval_step(batch, sums)
+        if output is not None:
+            outputs.append(jax.device_get(output))
+        in_flight.add(sums["count"])
+        if stop is not None and stop.requested():
+            raise Stopped
+    return task.scores(jax.device_get(sums), outputs)
+
+
+def evaluate_run(
+    run: str,
+    *,
+    which: str = "latest",
+    data: str | None = None,
+    split: str | None = None,
+    data_dir: str | None = None,
+) -> tuple[int, Task, dict[str, float]]:
+    """Scores a checkpoint of a run on the held-out split of its configuration, or on other data: (step, task, scores).
+
+    The batches are as large as in training, rounded up to what the devices here can share.
+    """
+    with open_run(run) as checkpoints:
+        step = choose_step(checkpoints, which)
+        saved = checkpoints.read_run(step)
+        config, class_names = from_dict(saved["config"]), tuple(saved["class_names"])
+        if data is None and split is None:
+            split = config.data.eval_split
+        source = open_source(data or config.data.name, split, data_dir or config.data.data_dir)
+        check_classes(source, class_names, f"the run {run}")
+        mesh = make_mesh()
+        batch_size = -(-config.batch_size // mesh.size) * mesh.size
+        program = build_program(
+            config,
+            mesh,
+            num_examples=saved["num_examples"],
+            num_classes=len(class_names),
+            candidates=source.candidates,
+            batch_size=batch_size,
+        )
+        state = checkpoints.read_state(step, program.abstract_state)
+        batches = eval_batches(
+            source,
+            config.task,
+            batch_size=batch_size,
+            sharding=program.batch_sharding,
+            num_threads=config.data.num_threads,
+            bad_records=BadRecords(config.data.max_bad),
+        )
+        eval_step = functools.partial(program.eval_step, *state.evaluated)
+        return step, config.task, score(config.task, eval_step, program.zero_sums(), batches)
 
 
 def evaluate_weights(
     weights: str, data: str, *, name: str | None = None, split: str | None = None, data_dir: str | None = None
-) -> dict[str, float]:
+) -> tuple[Task, dict[str, float]]:
     """Scores weights (see `load_pretrained`; `name` is the model expected) on a data set, with their own preprocessing.
 
-    Returns: loss, top1, top5 (0 to 1) and count, over the held-out split if `split` is None.
+    Returns: their task, and its scores over the held-out split if `split` is None.
 
     Raises:
       EcaJaxError: as `load_pretrained` and `open_source`; the data set has other classes.
     """
-    model = load_pretrained(weights, name=name)
+    loaded = load(weights, name=name)
     source = open_source(data, split, data_dir)
-    _check_fit(source, model.architecture.num_classes, weights)
+    loaded.check_data(source)
     mesh = make_mesh()
     batch_size = EXAMPLES * mesh.size
     batches, scalars = batch_sharding(mesh, batch_size), replicated(mesh)
-    graphdef, params, batch_stats = split_model(model)
+    graphdef, params, batch_stats = split_model(loaded.model)
     eval_step = jax.jit(
-        make_eval_step(graphdef, model.preprocess, candidates=source.candidates),
+        make_eval_step(loaded.task, graphdef, jnp.float32, source.candidates),
         in_shardings=(scalars, scalars, batches, scalars),
         out_shardings=scalars,
         compiler_options=compiler_options(),
     )
     images = eval_batches(
-        source, model.preprocess, batch_size=batch_size, sharding=batches, num_threads=DataConfig.num_threads
+        source, loaded.task, batch_size=batch_size, sharding=batches, num_threads=DataConfig.num_threads
     )
-    return mean_scores(functools.partial(eval_step, params, batch_stats), zero_sums(), images)
-
-
-def _check_fit(source: Source, num_classes: int, weights: str) -> None:
-    """Weights do not name their classes: a thousand are taken for ImageNet's, others must be as many as the data's."""
-    if num_classes == CLASSES:
-        check_classes(source, tuple(synsets()), f"ImageNet, which {weights} is taken to be for")
-    elif num_classes != len(source.class_names):
-        raise EcaJaxError(
-            f"data set {source.name!r} has {len(source.class_names)} classes, the weights {weights} have {num_classes}"
-        )
+    step = functools.partial(eval_step, params, batch_stats)
+    return loaded.task, score(loaded.task, step, zero_sums(loaded.task.sums), images)

@@ -61,7 +61,7 @@ def measure_throughput(config: Config, seconds: float) -> Throughput:
     def load(turn: int) -> None:
         for batch in train_batches(
             source,
-            config.preprocess,
+            config.task,
             seed=config.seed,
             batch_size=config.batch_size,
             steps=range(turn * in_turn, (turn + 1) * in_turn),

@@ -19,6 +19,7 @@ from eca_jax.data.imagenet import class_names, readable
 from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn import AttentionConfig
+from eca_jax.tasks import Classification
 
 
 def randomised(name: str, **options):
@@ -108,7 +109,7 @@ def run(tmp_path_factory, data_dir):
     config = Config(
         model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.125),
         data=DataConfig(name="digits", train_split="train[:128]", eval_split="test[:64]", num_threads=1),
-        preprocess=PreprocessConfig(image_size=8, eval_resize=8, augment="none", flip=False),
+        task=Classification(PreprocessConfig(image_size=8, eval_resize=8, augment="none", flip=False)),
         batch_size=64,
         epochs=2,
         workdir=str(tmp_path_factory.mktemp("run") / "run"),

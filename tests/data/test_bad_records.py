@@ -17,11 +17,15 @@ from eca_jax.config import Config, DataConfig, ModelConfig, OptimConfig, differe
 from eca_jax.data.bad_records import BadRecords
 from eca_jax.data.loader import eval_batches, train_batches
 from eca_jax.data.preprocess import PreprocessConfig, train_image
-from eca_jax.data.sources import Source, open_source
+from eca_jax.data.records import Source
+from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
+from eca_jax.runs.run import load_run
 from eca_jax.sharding import batch_sharding, make_mesh
+from eca_jax.tasks import Classification
 from eca_jax.training import loop
-from eca_jax.training.loop import evaluate_run, load_run, train
+from eca_jax.training.evaluate import evaluate_run
+from eca_jax.training.loop import train
 from tests.commands import ROOT, environment
 from tests.damage import refusal
 
@@ -160,7 +164,7 @@ def flipped(data_dir, tmp_path) -> pathlib.Path:
 RUN = Config(
     model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.125),
     data=DataConfig(name="digits", train_split="train[300:340]", eval_split="test[300:350]", max_bad=2),
-    preprocess=PreprocessConfig(image_size=8, eval_resize=8, augment="pad_and_crop", pad=1),
+    task=Classification(PreprocessConfig(image_size=8, eval_resize=8, augment="pad_and_crop", pad=1)),
     optim=OptimConfig(schedule="constant"),
     batch_size=16,
     epochs=2,

@@ -215,7 +215,7 @@ def test_a_crop_share_that_is_none_is_refused(share):
 
 
 def test_interpolation_is_part_of_a_saved_configuration():
-    config = Config(preprocess=PreprocessConfig(interpolation="bicubic"))
+    config = Config(task=Classification(PreprocessConfig(interpolation="bicubic")))
     values = json.loads(json.dumps(to_dict(config)))
     assert from_dict(values) == config
     del values["preprocess"]["interpolation"]  # as a run has it that was saved before there was the field

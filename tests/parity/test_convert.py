@@ -12,6 +12,7 @@ from eca_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig, Op
 from eca_jax.convert.convert import convert  # noqa: E402
 from eca_jax.convert.files import read_weights  # noqa: E402
 from eca_jax.data.preprocess import PreprocessConfig  # noqa: E402
+from eca_jax.tasks import Classification
 from eca_jax.training import train  # noqa: E402
 from eca_jax.training.loop import read_run  # noqa: E402
 
@@ -27,7 +28,7 @@ def test_a_run_goes_there_and_back_and_on(tmp_path, data_dir):
     config = Config(
         model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.125),
         data=DataConfig(name="digits", train_split="train[:128]", eval_split="test[:64]", num_threads=1),
-        preprocess=PreprocessConfig(image_size=8, eval_resize=8, augment="none", flip=False),
+        task=Classification(PreprocessConfig(image_size=8, eval_resize=8, augment="none", flip=False)),
         optim=OptimConfig(lr=0.05, schedule="constant"),
         checkpoint=CheckpointConfig(every_epochs=3),
         batch_size=64,

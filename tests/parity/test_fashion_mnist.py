@@ -20,7 +20,8 @@ from benchmarks import fashion_mnist_torch as loop  # noqa: E402
 from eca_jax.config import load_config  # noqa: E402
 from eca_jax.convert.state_dict import from_state_dict  # noqa: E402
 from eca_jax.data.preprocess import eval_image  # noqa: E402
-from eca_jax.training.step import build_model, normalise  # noqa: E402
+from eca_jax.models.config import build_model
+from eca_jax.training.step import normalise  # noqa: E402
 from tests.parity import authors  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -58,6 +59,6 @@ def test_evaluation_sees_the_same_pixels():
     grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8))
     file = io.BytesIO()
     grey.save(file, "png")
-    ours = normalise(jax.numpy.asarray(eval_image(file.getvalue(), CONFIG.preprocess)), CONFIG.preprocess)
+    ours = normalise(jax.numpy.asarray(eval_image(file.getvalue(), CONFIG.task.preprocess)), CONFIG.task.preprocess)
     theirs = loop.TEST(grey.convert("RGB")).numpy().transpose(1, 2, 0)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)

@@ -25,7 +25,8 @@ from eca_jax.convert.state_dict import (  # noqa: E402
     to_state_dict,
 )
 from eca_jax.optim import learning_rate, make_optimizer  # noqa: E402
-from eca_jax.training.step import Network, TrainState, make_train_step, split, zero_sums  # noqa: E402
+from eca_jax.runs.state import Network, TrainState, split
+from eca_jax.training.step import make_train_step, zero_sums  # noqa: E402
 from tests.parity import authors  # noqa: E402
 
 pytestmark = pytest.mark.parity

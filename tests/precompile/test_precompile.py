@@ -101,8 +101,10 @@ def test_statistics_of_the_global_batch_cost_collectives_in_every_norm_layer(tar
 def test_what_does_not_fit_is_refused_with_a_batch_that_does():
     config = load_config(CONFIG)
     model = dataclasses.replace(config.model, name="eca_resnet18", width_multiplier=0.125, batch_norm_group=8)
-    preprocess = dataclasses.replace(config.preprocess, image_size=32)
-    config = dataclasses.replace(config, model=model, preprocess=preprocess, batch_size=4096)
+    preprocess = dataclasses.replace(config.task.preprocess, image_size=32)
+    config = dataclasses.replace(
+        config, model=model, task=dataclasses.replace(config.task, preprocess=preprocess), batch_size=4096
+    )
 
     little = dataclasses.replace(CHIPS["h100"], hbm=16 * 2**20)
     with pytest.raises(EcaJaxError, match=r"does not fit h100: a chip needs .* GiB and has 0\.01 GiB .*\d+ fits") as e:

@@ -19,9 +19,11 @@ from eca_jax.data.imagenet import candidates, synsets
 from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.data.sources import open_source
 from eca_jax.sharding import make_mesh
-from eca_jax.training.evaluate import evaluate_weights
-from eca_jax.training.loop import build_program, evaluate, train
-from eca_jax.training.step import score
+from eca_jax.tasks import Classification
+from eca_jax.tasks.classification import score
+from eca_jax.training.evaluate import evaluate, evaluate_weights
+from eca_jax.training.loop import train
+from eca_jax.training.program import build_program
 from tests.damage import refusal
 from tests.datasets import prepare_like
 from tests.oracles import top_1_and_5
@@ -41,7 +43,7 @@ def test_a_whole_split_with_a_ragged_end_on_1_and_8_devices():
     config = Config(
         model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.125),
         data=DataConfig(name="digits", eval_split="test", num_threads=1),
-        preprocess=PreprocessConfig(image_size=8, eval_resize=8),
+        task=Classification(PreprocessConfig(image_size=8, eval_resize=8)),
         batch_size=128,
     )
     source = open_source("digits", "test")
@@ -52,7 +54,7 @@ def test_a_whole_split_with_a_ragged_end_on_1_and_8_devices():
     state = jax.device_get(one.init())
     results = [evaluate(config, program, state, source) for program in (one, eight)]
     model = nnx.merge(one.network.eval, state.params, state.batch_stats)
-    expected = top_1_and_5(nnx.jit(model), config.preprocess, source)
+    expected = top_1_and_5(nnx.jit(model), config.task.preprocess, source)
     assert 0 < expected[0] < expected[1] < 1
     for result in results:
         assert (result["top1"], result["top5"]) == pytest.approx(expected, rel=1e-6)

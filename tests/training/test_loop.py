@@ -16,15 +16,18 @@ from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
 from eca_jax.runs.checkpoint import Checkpoints
+from eca_jax.runs.run import load_run
 from eca_jax.runs.writers import Writer
+from eca_jax.tasks import Classification
 from eca_jax.training import loop
-from eca_jax.training.loop import evaluate_run, load_run, train
+from eca_jax.training.evaluate import evaluate_run
+from eca_jax.training.loop import train
 from tests.commands import ROOT
 
 CONFIG = Config(
     model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.125),
     data=DataConfig(name="digits", train_split="train[:320]", eval_split="test[:100]", num_threads=1),
-    preprocess=PreprocessConfig(image_size=8, eval_resize=8, augment="pad_and_crop", pad=1, flip=False),
+    task=Classification(PreprocessConfig(image_size=8, eval_resize=8, augment="pad_and_crop", pad=1, flip=False)),
     optim=OptimConfig(schedule="cosine", warmup_epochs=1),
     batch_size=64,
     epochs=3,
@@ -101,7 +104,7 @@ def test_the_newest_and_the_best_checkpoint_are_kept(tmp_path):
     train(config)
     scores = {row["step"]: row["top1"] for row in rows(tmp_path) if row["kind"] == "eval"}
     best = max(scores, key=lambda step: (scores[step], step))
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, score="top1", read_only=True) as checkpoints:
         assert checkpoints.steps() == sorted({25, 30, best})
         assert checkpoints.best() == best
         assert checkpoints.evaluation(30)["top1"] == scores[30]
@@ -162,7 +165,7 @@ def test_steps_that_are_not_finite_are_skipped_up_to_a_limit(tmp_path):
 def test_the_last_good_checkpoint_is_named_and_kept(tmp_path):
     train(configure(tmp_path, epochs=1, optim=OptimConfig(lr=0.1, schedule="constant")))
     # The rate belongs to the configuration of the checkpoint, so the run is made to explode from inside its state.
-    with Checkpoints(tmp_path, keep=2) as checkpoints:
+    with Checkpoints(tmp_path, keep=2, score="top1") as checkpoints:
         program = loop.build_program(CONFIG, loop.make_mesh(), num_examples=320, num_classes=10)
         state = checkpoints.read_state(5, program.abstract_state)
         run = checkpoints.read_run(5)

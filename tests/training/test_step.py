@@ -11,17 +11,18 @@ from flax import nnx
 
 from eca_jax.config import Config, DataConfig, MixConfig, ModelConfig, OptimConfig
 from eca_jax.data.loader import eval_batches, train_batches
-from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.data.preprocess import PreprocessConfig, normalise
 from eca_jax.data.sources import open_source
 from eca_jax.sharding import make_mesh
+from eca_jax.tasks import Classification
+from eca_jax.tasks.classification import score
 from eca_jax.tasks.mix import mix
-from eca_jax.training.loop import Program, build_program
-from eca_jax.training.step import normalise, score
+from eca_jax.training.program import Program, build_program
 
 CONFIG = Config(
     model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.125),
     data=DataConfig(name="digits", train_split="train[:200]", eval_split="test[:50]", num_threads=1),
-    preprocess=PreprocessConfig(image_size=8, eval_resize=8, augment="pad_and_crop", pad=1, flip=False),
+    task=Classification(PreprocessConfig(image_size=8, eval_resize=8, augment="pad_and_crop", pad=1, flip=False)),
     optim=OptimConfig(lr=0.1, weight_decay=5e-4, schedule="cosine", label_smoothing=0.1),
     batch_size=32,
     epochs=2,
@@ -37,7 +38,7 @@ def program(config: Config, devices: int) -> Program:
 def batches(config: Config, prog: Program, steps: range):
     return train_batches(
         open_source("digits", config.data.train_split),
-        config.preprocess,
+        config.task,
         seed=config.seed,
         batch_size=config.batch_size,
         steps=steps,
@@ -132,7 +133,7 @@ def test_the_step_compiles_once_and_reuses_its_memory():
     sums = prog.zero_sums()
     for batch in eval_batches(
         open_source("digits", "test[:70]"),
-        CONFIG.preprocess,
+        CONFIG.task,
         batch_size=32,
         sharding=prog.batch_sharding,
         num_threads=1,
@@ -211,7 +212,7 @@ def test_label_smoothing_is_in_the_training_loss():
 
     @jax.jit
     def forward(params, batch_stats, image):
-        return nnx.merge(prog.network.train, params, batch_stats)(normalise(image, CONFIG.preprocess))
+        return nnx.merge(prog.network.train, params, batch_stats)(normalise(image, CONFIG.task.preprocess))
 
     logits = forward(state.params, state.batch_stats, batch["image"])
     logits = np.asarray(logits, np.float64)
@@ -268,7 +269,7 @@ def test_recipes_losses_and_mixing_reach_the_step():
     def forward(params, batch_stats, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), 0)
         image, targets = mix(
-            normalise(batch["image"], config.preprocess),
+            normalise(batch["image"], config.task.preprocess),
             jax.nn.one_hot(batch["label"], 10),
             jax.random.split(key)[1],
             config.mix,

@@ -1,0 +1,88 @@
+"""Data sets that are tables: `csv:/path`, with a row `path,label` or `path,label;label` for each image.
+
+    path,label
+    images/1.jpg,beach;dog
+    images/2.jpg,
+
+The path of `csv:` is a file, whose one split is called 'train' ('train[:90%]' and 'train[90%:]' make a training and a
+held-out set), or a directory with a file for each split, `train.csv` and `val.csv`. Paths of images are relative to the
+file; labels are separated by semicolons, and an image may have none. The first row is the heading.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import pathlib
+
+from eca_jax.data.records import Label, Source
+from eca_jax.data.splits import check_split, held_out, select, split_names
+from eca_jax.errors import EcaJaxError
+
+PREFIX = "csv:"
+HEADING = ["path", "label"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CsvRecords:
+    """Images that a table names."""
+
+    files: tuple[pathlib.Path, ...]
+    labels: tuple[Label, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[bytes, Label]:
+        return self.files[index].read_bytes(), self.labels[index]
+
+
+def open_csv(name: str, split: str | None, data_dir: str | None = None) -> Source:
+    """A split of the table. It is multi-label where some row of some split does not have exactly one label.
+
+    The order mixes the rows of a file and depends on the paths in it alone.
+
+    Raises:
+      EcaJaxError: no such file or split, or a row that is not as it should be, with its number.
+    """
+    root = pathlib.Path(name.removeprefix(PREFIX)).expanduser()
+    tables = {path.stem: path for path in sorted(root.glob("*.csv"))} if root.is_dir() else {"train": root}
+    if not tables or not all(path.is_file() for path in tables.values()):
+        raise EcaJaxError(f"data.name: {name!r}: there is no table {root if root.suffix else root / 'train.csv'}")
+    split = held_out(name, list(tables)) if split is None else split
+    check_split(name, split, sorted(tables))
+    rows = {s: _read(path) for s, path in tables.items()}
+    class_names = sorted({label for table in rows.values() for _, labels in table for label in labels})
+    numbers = {label: number for number, label in enumerate(class_names)}
+    multi_label = any(len(labels) != 1 for table in rows.values() for _, labels in table)
+
+    def encode(labels: tuple[str, ...]) -> Label:
+        found = tuple(sorted(numbers[label] for label in labels))
+        return found if multi_label else found[0]
+
+    wanted = {s: rows[s] for s in split_names(split)}
+    files, labels = zip(*select(name, split, wanted), strict=True)
+    return Source(name, split, CsvRecords(files, tuple(map(encode, labels))), tuple(class_names), multi_label)
+
+
+def _read(path: pathlib.Path) -> list[tuple[pathlib.Path, tuple[str, ...]]]:
+    """The rows of a table: (image file, labels)."""
+    found = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = csv.reader(file, strict=True)
+            if (heading := next(table, [])) != HEADING:
+                raise EcaJaxError(f"{path}, line 1: expected the heading 'path,label', got {','.join(heading)!r}")
+            for row in table:
+                where = f"{path}, line {table.line_num}"
+                if len(row) != len(HEADING) or not row[0]:
+                    raise EcaJaxError(f"{where}: expected path,label or path,label;label, got {','.join(row)!r}")
+                if row[0] in found:
+                    raise EcaJaxError(f"{where}: {row[0]} is there twice; give all its labels in one row")
+                found[row[0]] = tuple(dict.fromkeys(label.strip() for label in row[1].split(";") if label.strip()))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise EcaJaxError(f"{path} is no table in UTF-8: {error}") from error
+    missing = next((name for name in found if not (path.parent / name).is_file()), None)
+    if missing is not None:
+        raise EcaJaxError(f"{path} names {missing}, and there is no file {path.parent / missing}")
+    order = sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return [(path.parent / name, found[name]) for name in order]

@@ -1,0 +1,74 @@
+"""What a data set is to the rest of the package: records by number, and what is known of their labels."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from eca_jax.errors import EcaJaxError
+from eca_jax.plugins import Registry
+
+Label = int | tuple[int, ...]
+"""Of an image that may have several, or none: all of them."""
+
+
+class Records(Protocol):
+    """Encoded images and labels by number."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[bytes, Label]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One split of a data set: `source[i]` is (encoded image, label)."""
+
+    name: str
+    split: str
+    records: Records
+    class_names: tuple[str, ...]
+    multi_label: bool = False
+    """Whether labels are tuples."""
+    candidates: tuple[int, ...] | None = None
+    """The labels among which a prediction is to be made; None is all."""
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[bytes, Label]:
+        return self.records[index]
+
+    def __iter__(self) -> Iterator[tuple[bytes, Label]]:
+        return (self[i] for i in range(len(self)))
+
+    def describe(self, index: int) -> str:
+        """The name of a record for an error message."""
+        files = getattr(self.records, "files", None)
+        where = f"record {index}" if files is None else files[index]
+        return f"{where} of {self.name!r}, split {self.split!r}"
+
+
+def check_classes(source: Source, expected: tuple[str, ...], owner: str) -> None:
+    """Refuses data whose classes are not, in this order, those that the owner was trained for."""
+    if source.class_names != expected:
+        raise EcaJaxError(
+            f"data set {source.name!r}, split {source.split!r}, has other classes than {owner}: "
+            f"{class_difference(expected, source.class_names)}"
+        )
+
+
+def class_difference(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
+    """How two data sets' classes differ, in words."""
+    missing, new = sorted({*expected} - {*found}), sorted({*found} - {*expected})
+    if not missing and not new:
+        return "they are in another order"
+    return "; ".join(
+        f"{len(names)} only in the {which}: {', '.join(names[:5])}"
+        for which, names in (("first", missing), ("second", new))
+        if names
+    )
+
+
+Opener = Callable[[str, str | None, str | None], Source]
+"""(name, split, data_dir) -> a split of a data set, as `eca_jax.data.sources.open_source` is called."""
+SOURCES: Registry[Opener] = Registry("data source", {})
+"""Of plugins: what opens the data sets whose names begin with such a prefix and a colon."""

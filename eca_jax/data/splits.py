@@ -1,0 +1,53 @@
+"""TFDS's notation for splits ('train', 'train[:90%]', 'train+test'), also for data sets that are not TFDS's."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import tensorflow_datasets as tfds
+
+from eca_jax.errors import EcaJaxError, nearest
+
+T = TypeVar("T")
+
+HELD_OUT = ("validation", "test", "val")
+"""What the split to evaluate on is called; the first that a data set has."""
+
+
+def split_names(split: str) -> set[str]:
+    """'train[:90%]+test' -> {'train', 'test'}."""
+    return set(re.findall(r"(?:^|\+)\s*([^\[+\s]+)", split))
+
+
+def held_out(name: str, known: list[str]) -> str:
+    """The split of a data set to evaluate on, out of those that it has."""
+    found = next((split for split in HELD_OUT if split in known), None)
+    if found is None:
+        raise EcaJaxError(
+            f"data set {name!r} has no split {' or '.join(HELD_OUT)}; say which: {', '.join(sorted(known))}"
+        )
+    return found
+
+
+def check_split(name: str, split: str, known: list[str]) -> None:
+    """Refuses a split that the data set does not have."""
+    for s in split_names(split) - set(known):
+        raise EcaJaxError(f"data set {name!r}: unknown split {s!r} in {split!r}.{nearest(s, known)}")
+
+
+def select(name: str, split: str, examples: Mapping[str, Sequence[T]]) -> list[T]:
+    """What a split means, of the examples of each split by its name; in their order, and at least one."""
+    try:
+        sizes = {s: tfds.core.SplitInfo(name=s, shard_lengths=[len(e)], num_bytes=0) for s, e in examples.items()}
+        instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
+    except (ValueError, AssertionError) as error:
+        raise cannot_read_split(name, split, error) from error
+    chosen = [e for i in instructions for e in examples[i.splitname][i.from_ : i.to]]
+    if not chosen:
+        raise EcaJaxError(f"data set {name!r}: split {split!r} has no images")
+    return chosen
+
+
+def cannot_read_split(name: str, split: str, error: Exception) -> EcaJaxError:
+    """The error for a split whose notation is wrong, in TFDS's words."""
+    return EcaJaxError(f"data set {name!r}: cannot read split {split!r}: {' '.join(str(error).split())}")

@@ -1,0 +1,151 @@
+"""Tables of names that a package of the user's own can add to: attentions, models, data sources, tasks.
+
+A name that is not in a table is looked for among the entry points of the installed packages, and the module that an
+entry point names is then imported:
+
+    [project.entry-points."eca_jax.attentions"]
+    my_gate = "my_package.gates"
+
+The module registers what it brings when it is imported. Without an entry point the user imports it, in Python or with
+`--plugin my_package.gates` on the command line. Nothing is imported because a run or a weight file says so: they name
+the plugins that they need, for the error message.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from eca_jax.errors import EcaJaxError, nearest
+
+T = TypeVar("T")
+
+_registered: set[str] = set()
+"""The plugins that have registered something."""
+_loading: list[str] = []
+"""The plugins that are being imported at this moment, the innermost last."""
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """A table of names; `kind` is what its entries are ('attention'), and its entry points' group `eca_jax.<kind>s`."""
+
+    def __init__(self, kind: str, entries: Mapping[str, T]):
+        self.kind = kind
+        self.group = f"eca_jax.{kind.replace(' ', '_')}s"
+        self._entries: dict[str, T] = dict(entries)
+        self._plugins: dict[str, str] = {}
+
+    def register(self, name: str, entry: T) -> None:
+        """Adds an entry under a new name.
+
+        Raises:
+          EcaJaxError: the name is taken, by us or by another plugin.
+        """
+        plugin = _loading[-1] if _loading else _calling_module()
+        if name in self._entries and self._plugins.get(name) != plugin:
+            owner = self._plugins.get(name, "eca_jax itself")
+            raise EcaJaxError(f"plugin {plugin}: the {self.kind} {name!r} is registered already, by {owner}")
+        self._entries[name] = entry
+        self._plugins[name] = plugin
+        _registered.add(plugin)
+
+    def plugin(self, name: str) -> str | None:
+        """What has to be imported to have this entry; None for our own."""
+        return self._plugins.get(name)
+
+    def unknown(self, name: str) -> EcaJaxError:
+        """The error for a name that is not here, with the nearest that are."""
+        known = {*self._entries, *(point.name for point in self._entry_points())}
+        return EcaJaxError(
+            f"unknown {self.kind} {name!r}.{nearest(name, known)} (One of a package of your own: --plugin MODULE)"
+        )
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._entries:
+            for point in self._entry_points():
+                if point.name == name:
+                    load_plugin(point.value)
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _entry_points(self) -> importlib.metadata.EntryPoints:
+        return importlib.metadata.entry_points(group=self.group)
+
+
+def load_plugin(name: str) -> None:
+    """Imports a plugin: a module's name ('my_package.gates'; the working directory counts), or the path of a .py file.
+
+    Raises:
+      EcaJaxError: names the plugin and what its import said.
+    """
+    _loading.append(name)
+    try:
+        if name.endswith(".py"):
+            _run_file(pathlib.Path(name))
+        else:
+            with _working_directory_on_path():
+                importlib.import_module(name)
+    except EcaJaxError:
+        raise
+    except Exception as error:  # it is the user's program: anything can go wrong in it
+        raise EcaJaxError(f"plugin {name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    finally:
+        _loading.pop()
+
+
+def with_missing_plugins(error: EcaJaxError, plugins: Sequence[str]) -> EcaJaxError:
+    """The error that reading a run or weights met, and which of the plugins that they need are not loaded."""
+    missing = [plugin for plugin in plugins if plugin not in _registered]
+    if not missing:
+        return error
+    options = " ".join(f"--plugin {plugin}" for plugin in missing)
+    return EcaJaxError(f"{error} It was written with {', '.join(missing)}: give {options}, or import it before")
+
+
+def _run_file(path: pathlib.Path) -> None:
+    key = str(path.resolve())
+    if key in sys.modules:
+        return
+    if not path.is_file():
+        raise EcaJaxError(f"plugin {path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[key] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[key]
+        raise
+
+
+@contextlib.contextmanager
+def _working_directory_on_path() -> Iterator[None]:
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(here)
+
+
+def _calling_module() -> str:
+    """The module that called `register`, or the file where it is run as a program (a configuration)."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == "eca_jax":
+        frame = frame.f_back
+    name = str(frame.f_globals.get("__name__", ""))
+    return str(frame.f_globals.get("__file__", name)) if name in ("__main__", "<run_path>") else name

@@ -1,0 +1,171 @@
+"""What a network is trained to do: the interface that the loader, the step, the loop and the commands see.
+
+A task is a frozen dataclass. Its fields are its configuration, its methods say what becomes of a record, which model is
+built, what the loss is, and how an evaluation becomes scores. Everything else (the stream of examples, devices,
+optimisers, checkpoints, signals) is the same for all tasks and knows none by name.
+
+To add one, write a subclass and register it: `TASKS.register("my_task", MyTask)`. A configuration then says
+`Config(task=MyTask(...))`, and the command line has its fields.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.data.records import Source
+from eca_jax.models.base import Backbone
+from eca_jax.models.config import ModelConfig, build_model
+from eca_jax.plain import to_plain
+
+Example = Any
+"""A tree (dicts) of NumPy arrays. It has at least `image`, uint8 (h, w, 3), and `mask`, float32 (): 0 where there is no
+record, so that an evaluation counts every record once."""
+Batch = Any
+"""A tree of arrays (b, ...): examples, stacked."""
+Sums = dict[str, jax.Array]
+"""Totals over examples by name, scalars of float32; `count` is how many examples they are of."""
+Finish = Callable[[], Example]
+"""What is left to do of an example once its record has been read: decoding and all that touches pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Base of the tasks, which are frozen dataclasses.
+
+    Names of the form `train_*`, `loss` are of training, `eval_*`, `evaluate`, `scores` of evaluation.
+    """
+
+    name: ClassVar[str]
+    """In `TASKS`, in a run and in weight files."""
+    sums: ClassVar[tuple[str, ...]] = ("loss", "count")
+    """The names of the totals that `loss` and `evaluate` give."""
+    best: ClassVar[str]
+    """The score whose highest value makes a checkpoint the best."""
+    preprocess: PreprocessConfig = PreprocessConfig()
+    """How images are made; a model carries it."""
+
+    @property
+    def examples_together(self) -> int:
+        """A batch has a multiple of so many examples (pairs that are mixed: 2)."""
+        return 1
+
+    # What becomes of a record.
+
+    def check_data(self, train: Source, held_out: Source) -> None:
+        """Refuses data that the task cannot be trained and evaluated on, with an `EcaJaxError`."""
+
+    def batch_shape(self, seed: int, step: int) -> Any:
+        """What all examples of the batch of a training step share, such as the size that they are padded to.
+
+        A function of the seed and the step alone, so that all processes agree. A step is compiled once for each shape.
+        """
+        return None
+
+    def train_example(self, record: Any, source: Source, rng: np.random.Generator, batch_shape: Any) -> Finish:
+        """A record (encoded image, label) -> an augmented example. All that is random comes from `rng`.
+
+        What needs no pixels is done at once, the rest by what is returned.
+        """
+        raise NotImplementedError
+
+    def eval_example(self, record: Any, source: Source) -> Finish:
+        """A record -> the example to evaluate."""
+        raise NotImplementedError
+
+    def padding(self, source: Source) -> Example:
+        """An example that fills up the last batch of an evaluation: zeros, the mask too."""
+        raise NotImplementedError
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Examples -> a batch."""
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+
+    def abstract_batch(self, batch_size: int, num_classes: int) -> Batch:
+        """Shapes and types of a training batch (the largest, where there are several): `jax.ShapeDtypeStruct`."""
+        raise NotImplementedError
+
+    # The network.
+
+    def build_model(self, model: ModelConfig, num_classes: int, rngs: nnx.Rngs) -> Backbone:
+        """The model that the configuration describes, with fresh weights, in training mode."""
+        return build_model(model, num_classes, rngs)
+
+    # Training.
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, Sums]:
+        """(the loss to differentiate, totals for the log), in the jitted step.
+
+        Args:
+          model: in training mode.
+          batch: global.
+          key: of this step: for dropout and all else that is random.
+          dtype: of the images as they enter the network.
+        """
+        raise NotImplementedError
+
+    # Evaluation.
+
+    def evaluate(
+        self, model: Any, batch: Batch, dtype: DTypeLike, candidates: Sequence[int] | None
+    ) -> tuple[Sums, Any]:
+        """(totals over the batch, what `scores` needs of each example or None), in a jitted step.
+
+        Args:
+          model: in evaluation mode.
+          batch: with a mask.
+          dtype: of the images as they enter the network.
+          candidates: the classes that a prediction may name; None is all.
+        """
+        raise NotImplementedError
+
+    def scores(self, sums: Mapping[str, float], outputs: Sequence[Any]) -> dict[str, float]:
+        """Totals over all batches, and the second result of `evaluate` for each of them, on the host -> the scores.
+
+        In a cluster every process has the outputs of all examples, in their order, and calls this.
+        """
+        return means(sums) | {"count": float(sums["count"])}
+
+    # What is said and shown.
+
+    def describe_training(self, metrics: Mapping[str, float]) -> str:
+        """A log row in a few words: 'loss 0.1234'."""
+        return f"loss {metrics['loss']:.4f}"
+
+    def describe(self, scores: Mapping[str, float]) -> str:
+        """An evaluation in a few words."""
+        raise NotImplementedError
+
+    def predictor(self, model: Any) -> Callable[[bytes], Callable[[], Any]]:
+        """A function of an encoded image: decodes it, and returns what computes the prediction, on the host.
+
+        `model` is in evaluation mode.
+        """
+        raise NotImplementedError
+
+    def describe_prediction(self, prediction: Any, class_names: Sequence[str], top: int) -> Iterator[str]:
+        """The lines that `predict` prints under the file's name."""
+        raise NotImplementedError
+
+    # In a run.
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and fields."""
+        return {"name": self.name, **to_plain(self)}
+
+
+def means(sums: Mapping[str, Any]) -> dict[str, float]:
+    """Totals over examples -> their means, as Python floats; NaN over no example (all steps were skipped)."""
+    count = float(sums["count"]) or float("nan")
+    return {name: float(sums[name]) / count for name in sorted(sums) if name != "count"}
+
+
+def zero_sums(names: Sequence[str]) -> Sums:
+    """Totals over no example."""
+    return {name: jnp.zeros((), jnp.float32) for name in names}

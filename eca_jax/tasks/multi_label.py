@@ -1,0 +1,120 @@
+"""Multi-label classification: an image may have any number of the classes, also none."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.typing import DTypeLike
+
+from eca_jax.compiler_options import compiler_options
+from eca_jax.data.imagenet import readable
+from eca_jax.data.preprocess import begin_train_image, eval_image, normalise
+from eca_jax.data.records import Source
+from eca_jax.errors import EcaJaxError, expect_share
+from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiLabel(Task):
+    """Binary cross entropy of every class in training; mean average precision in evaluation."""
+
+    threshold: float = 0.5
+    """The probability from which on `predict` calls a class present."""
+
+    name: ClassVar[str] = "multi_label"
+    best: ClassVar[str] = "map"
+
+    def __post_init__(self):
+        expect_share("threshold", self.threshold)
+
+    def train_example(self, record: Any, source: Source, rng: np.random.Generator, batch_shape: Any) -> Finish:
+        data, label = record
+        finish_image = begin_train_image(data, rng, self.preprocess)
+        return lambda: _example(finish_image(), label, source)
+
+    def eval_example(self, record: Any, source: Source) -> Finish:
+        data, label = record
+        return lambda: _example(eval_image(data, self.preprocess), label, source)
+
+    def padding(self, source: Source) -> Example:
+        size = self.preprocess.image_size
+        return _example(np.zeros((size, size, 3), np.uint8), (), source) | {"mask": np.zeros((), np.float32)}
+
+    def abstract_batch(self, batch_size: int, num_classes: int) -> Batch:
+        size = self.preprocess.train_size
+        return {
+            "image": jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8),
+            "label": jax.ShapeDtypeStruct((batch_size, num_classes), np.bool_),
+            "mask": jax.ShapeDtypeStruct((batch_size,), np.float32),
+        }
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, Sums]:
+        logits = model(normalise(batch["image"], self.preprocess, dtype), rngs=nnx.Rngs(dropout=key))
+        losses = _losses(logits, batch)
+        return losses.mean(), _sums(losses, batch)
+
+    def evaluate(
+        self, model: Any, batch: Batch, dtype: DTypeLike, candidates: Sequence[int] | None
+    ) -> tuple[Sums, Any]:
+        logits = model(normalise(batch["image"], self.preprocess, dtype))
+        outputs = {"logits": logits, "label": batch["label"], "mask": batch["mask"]}
+        return _sums(_losses(logits, batch), batch), outputs
+
+    def scores(self, sums: Mapping[str, float], outputs: Sequence[Any]) -> dict[str, float]:
+        """map: the mean over the classes that some image has of scikit-learn's average precision."""
+        from sklearn.metrics import average_precision_score  # slow to import
+
+        logits, label, mask = (np.concatenate([np.asarray(o[k]) for o in outputs]) for k in ("logits", "label", "mask"))
+        logits, label = logits[mask > 0], label[mask > 0]
+        present = label.any(0)
+        if not present.any():
+            raise EcaJaxError("no image of the split has a label")
+        if not np.isfinite(logits).all():
+            return super().scores(sums, outputs) | {"map": float("nan")}
+        precision = average_precision_score(label[:, present], logits[:, present], average="macro")
+        return super().scores(sums, outputs) | {"map": float(precision)}
+
+    def describe(self, scores: Mapping[str, float]) -> str:
+        """'mAP 91.20% (360 images), loss 0.0312'."""
+        return f"mAP {scores['map']:.2%} ({scores['count']:.0f} images), loss {scores['loss']:.4f}"
+
+    def predictor(self, model: Any) -> Callable[[bytes], Callable[[], np.ndarray]]:
+        """-> the probability of every class."""
+
+        def probabilities(image: jax.Array) -> jax.Array:
+            return jax.nn.sigmoid(model(normalise(image, self.preprocess))[0])
+
+        jitted = jax.jit(probabilities, compiler_options=compiler_options())
+
+        def predict(data: bytes) -> Callable[[], np.ndarray]:
+            image = eval_image(data, self.preprocess)
+            return lambda: np.asarray(jitted(jnp.asarray(image[None])))
+
+        return predict
+
+    def describe_prediction(self, prediction: Any, class_names: Sequence[str], top: int) -> Iterator[str]:
+        """The most probable classes, those that count as present with a mark."""
+        for i in np.argsort(-prediction)[:top]:
+            mark = "*" if prediction[i] >= self.threshold else " "
+            yield f"{float(prediction[i]):7.2%} {mark} {readable(class_names[int(i)])}"
+
+
+def _losses(logits: jax.Array, batch: Batch) -> jax.Array:
+    """-> (b): binary cross entropy, averaged over the classes."""
+    return optax.sigmoid_binary_cross_entropy(logits, batch["label"].astype(logits.dtype)).mean(-1)
+
+
+def _sums(losses: jax.Array, batch: Batch) -> Sums:
+    mask = batch["mask"]
+    return {"loss": jnp.sum(jnp.where(mask > 0, losses, 0.0)).astype(jnp.float32), "count": jnp.sum(mask)}
+
+
+def _example(image: np.ndarray, label: Any, source: Source) -> Example:
+    """An image without a label counts too: that it has none is what is known of it."""
+    present = np.isin(np.arange(len(source.class_names)), label)
+    return {"image": image, "label": present, "mask": np.ones((), np.float32)}

@@ -1,0 +1,37 @@
+"""Tasks by name: a run stores a task as its name and its fields."""
+
+from typing import Any
+
+from eca_jax.errors import EcaJaxError
+from eca_jax.plain import from_plain, to_plain
+from eca_jax.plugins import Registry
+from eca_jax.tasks.base import Task
+from eca_jax.tasks.classification import Classification
+from eca_jax.tasks.multi_label import MultiLabel
+
+TASKS: Registry[type[Task]] = Registry("task", {task.name: task for task in (Classification, MultiLabel)})
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of a task.
+
+    Raises:
+      EcaJaxError: nobody has registered it; the nearest are named.
+    """
+    if name not in TASKS:
+        raise TASKS.unknown(name)
+    return TASKS[name]
+
+
+def task_from_dict(values: dict[str, Any]) -> Task:
+    """The inverse of `Task.to_dict`.
+
+    Raises:
+      EcaJaxError: an unknown task, or a field that it does not have or of another type.
+    """
+    fields = {key: value for key, value in values.items() if key != "name"}
+    task = from_plain(fields, task_class(values["name"]), "config: task")
+    unknown = sorted(fields.keys() - to_plain(task).keys())
+    if unknown:
+        raise EcaJaxError(f"config: the task {values['name']!r} has no fields {', '.join(unknown)}")
+    return task
