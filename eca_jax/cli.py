@@ -283,20 +283,18 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    import json
-
     from eca_jax.compilation_cache import keep_compiled_programs
-    from eca_jax.convert.pretrained import load_pretrained
+    from eca_jax.convert.pretrained import load, own_metadata
     from eca_jax.export import export_onnx, export_stablehlo
 
     keep_compiled_programs()
-    model = load_pretrained(args.source)  # in float32
+    loaded = load(args.source)  # in float32
+    model, about = loaded.model, own_metadata(loaded.model, loaded.class_names, loaded.task.name)
     size = args.image_size or model.preprocess.image_size
     if args.target.endswith(".stablehlo"):
-        export_stablehlo(model, args.target, image_size=size, platforms=args.platforms)
+        export_stablehlo(model, args.target, image_size=size, platforms=args.platforms, about=about)
     elif args.target.endswith(".onnx"):
-        pixels = {"mean": json.dumps(model.preprocess.mean), "std": json.dumps(model.preprocess.std)}
-        export_onnx(model, args.target, image_size=size, metadata=pixels)
+        export_onnx(model, args.target, image_size=size, about=about)
     else:
         raise EcaJaxError(f"expected a file that ends in .stablehlo or .onnx, got {args.target}")
     print(f"{model.architecture.name}: images (b, {size}, {size}, 3) -> {args.target}, checked against the model")

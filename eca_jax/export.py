@@ -7,8 +7,10 @@ gets its name only after what was written has been read back and has given the l
 """
 
 import contextlib
+import json
 import operator
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,8 @@ from eca_jax.errors import EcaJaxError, nearest
 from eca_jax.models.base import Backbone
 from eca_jax.version import __version__
 
+ABOUT = b"eca_jax"
+"""The last bytes of a StableHLO file; before them JSON and its length in bytes (8, big-endian)."""
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 CHECKED_BATCHES = (1, 3)
 """Batch sizes that a file is checked with: the one that broadcasts by mistake, and another."""
@@ -44,6 +48,7 @@ def export_stablehlo(
     *,
     image_size: int,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the model as serialised StableHLO, which JAX runs without this package.
 
@@ -57,6 +62,8 @@ def export_stablehlo(
       path: of the new file; an old one is replaced.
       image_size: side of the images in pixels.
       platforms: where the file is to run: 'cpu', 'cuda', 'rocm', 'tpu'. One of them must be here, for the check.
+      about: what the file says of itself (`eca_jax.convert.pretrained.own_metadata`), as JSON behind the program, where
+        JAX does not look; `read_about` finds it.
 
     Raises:
       EcaJaxError: for a path, size or platform that cannot be, or when the file does not give the model's logits.
@@ -65,7 +72,9 @@ def export_stablehlo(
     device = _check_platforms(platforms)
     logits = _logits_function(model)
     with jax.default_device(device):
-        data = export.export(jax.jit(logits), platforms=tuple(platforms))(_images(image_size)).serialize()
+        program = export.export(jax.jit(logits), platforms=tuple(platforms))(_images(image_size)).serialize()
+        text = json.dumps(dict(about or {})).encode()
+        data = bytearray(program) + text + len(text).to_bytes(8) + ABOUT
         restored = export.deserialize(data)
         narrow = "f16[" in str(jax.make_jaxpr(logits)(_images(image_size)))  # types are printed as bf16[b,8,8,64]
         tolerance = BFLOAT16_TOLERANCE if narrow or device.platform != "cpu" else FLOAT32_TOLERANCE
@@ -73,8 +82,24 @@ def export_stablehlo(
     write(path, data)
 
 
+def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a StableHLO file of `export_stablehlo` says of itself: format, architecture, class names, preprocessing.
+
+    Raises:
+      EcaJaxError: it is no such file.
+    """
+    data = pathlib.Path(path).read_bytes()
+    end = len(data) - len(ABOUT) - 8
+    try:
+        if not data.endswith(ABOUT):
+            raise ValueError("it does not end as such files do")
+        return json.loads(data[end - int.from_bytes(data[end : end + 8]) : end])
+    except ValueError as error:
+        raise EcaJaxError(f"{path} is no StableHLO file of eca_jax: {error}") from error
+
+
 def export_onnx(
-    model: Backbone, path: str | os.PathLike[str], *, image_size: int, metadata: Mapping[str, str] | None = None
+    model: Backbone, path: str | os.PathLike[str], *, image_size: int, about: Mapping[str, Any] | None = None
 ) -> None:
     """Writes the model as ONNX (opset 17): input `images`, output `logits`, first dimension `b`.
 
@@ -84,7 +109,8 @@ def export_onnx(
       model: in training or evaluation mode; it stays as it is. It computes in float32.
       path: of the new file; an old one is replaced.
       image_size: side of the images in pixels.
-      metadata: goes into the file's `metadata_props`, e.g. the mean and std of the normalisation, or the class names.
+      about: what the file says of itself (`eca_jax.convert.pretrained.own_metadata`), as JSON in its
+        `metadata_props`, a property for each key; those of the normalisation, `mean` and `std`, by themselves too.
 
     Raises:
       EcaJaxError: for a path or size that cannot be, a model that does not compute in float32, missing packages, or
@@ -110,7 +136,8 @@ def export_onnx(
             "by the standard deviation of the training run. logits: float32 (b, classes)."
         ),
     )
-    onnx.helper.set_model_props(proto, dict(metadata or {}))
+    pixels = {"mean": model.preprocess.mean, "std": model.preprocess.std}
+    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in {**(about or {}), **pixels}.items()})
     data = proto.SerializeToString()
     onnx.checker.check_model(data, full_check=True)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])

@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import pathlib
 
-from eca_jax.data.records import Label, Source
+from eca_jax.data.records import Label, Source, digest_of_files
 from eca_jax.data.splits import check_split, held_out, select, split_names
 from eca_jax.errors import EcaJaxError
 
@@ -26,6 +26,7 @@ HEADING = ["path", "label"]
 class CsvRecords:
     """Images that a table names."""
 
+    root: pathlib.Path
     files: tuple[pathlib.Path, ...]
     labels: tuple[Label, ...]
 
@@ -34,6 +35,9 @@ class CsvRecords:
 
     def __getitem__(self, index: int) -> tuple[bytes, Label]:
         return self.files[index].read_bytes(), self.labels[index]
+
+    def fingerprint(self) -> str:
+        return digest_of_files(self.root, self.files, self.labels)
 
 
 def open_csv(name: str, split: str | None, data_dir: str | None = None) -> Source:
@@ -61,7 +65,8 @@ def open_csv(name: str, split: str | None, data_dir: str | None = None) -> Sourc
 
     wanted = {s: rows[s] for s in split_names(split)}
     files, labels = zip(*select(name, split, wanted), strict=True)
-    return Source(name, split, CsvRecords(files, tuple(map(encode, labels))), tuple(class_names), multi_label)
+    records = CsvRecords(root if root.is_dir() else root.parent, files, tuple(map(encode, labels)))
+    return Source(name, split, records, tuple(class_names), multi_label)
 
 
 def _read(path: pathlib.Path) -> list[tuple[pathlib.Path, tuple[str, ...]]]:

@@ -1,7 +1,9 @@
 """What a data set is to the rest of the package: records by number, and what is known of their labels."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from eca_jax.errors import EcaJaxError
@@ -40,11 +42,34 @@ class Source:
     def __iter__(self) -> Iterator[tuple[bytes, Label]]:
         return (self[i] for i in range(len(self)))
 
+    def fingerprint(self) -> str:
+        """What the records are, wherever they lie: equal for a folder that was moved, another when a file is.
+
+        Of files by their sorted relative paths and sizes, of TFDS by name, version and the sizes of the shards; no file
+        is opened. Records of a plugin may have a method `fingerprint`; else their name and number counts.
+        """
+        own = getattr(self.records, "fingerprint", None)
+        return own() if own is not None else digest([f"{self.name} {self.split} {len(self)}"])
+
     def describe(self, index: int) -> str:
         """The name of a record for an error message."""
         files = getattr(self.records, "files", None)
         where = f"record {index}" if files is None else files[index]
         return f"{where} of {self.name!r}, split {self.split!r}"
+
+
+def digest(lines: Iterable[str]) -> str:
+    """SHA-256 of the lines, in whatever order they come."""
+    result = hashlib.sha256()
+    for line in sorted(lines):
+        result.update(line.encode(errors="surrogateescape") + b"\n")
+    return result.hexdigest()
+
+
+def digest_of_files(root: pathlib.Path, files: Sequence[pathlib.Path], labels: Sequence[Label]) -> str:
+    """`digest` of the paths below `root`, the sizes and the labels of files."""
+    lines = zip(files, labels, strict=True)
+    return digest(f"{file.relative_to(root).as_posix()} {file.stat().st_size} {label}" for file, label in lines)
 
 
 def check_classes(source: Source, expected: tuple[str, ...], owner: str) -> None:

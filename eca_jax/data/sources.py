@@ -16,7 +16,7 @@ from eca_jax.data.config import DataConfig
 from eca_jax.data.csv_records import open_csv
 from eca_jax.data.imagenet import TRAINING_EXAMPLES, candidates
 from eca_jax.data.prepare import prepare, tfds_builder
-from eca_jax.data.records import SOURCES, Label, Opener, Source
+from eca_jax.data.records import SOURCES, Label, Opener, Source, digest, digest_of_files
 from eca_jax.data.splits import cannot_read_split, check_split, held_out, select, split_names
 from eca_jax.errors import EcaJaxError
 
@@ -77,6 +77,9 @@ class TfdsRecords:
     data_source: Sequence[Any]
     image_key: str
     label_key: str
+    info: Any
+    """TFDS's DatasetInfo."""
+    split: str
 
     def __len__(self) -> int:
         return len(self.data_source)
@@ -85,6 +88,11 @@ class TfdsRecords:
         example = self.data_source[index]
         label = np.asarray(example[self.label_key])
         return example[self.image_key], tuple(map(int, label)) if label.ndim else int(label)
+
+    def fingerprint(self) -> str:
+        splits = (self.info.splits[name] for name in sorted(split_names(self.split)))
+        shards = (f"{split.name} {split.shard_lengths} {split.num_bytes}" for split in splits)
+        return digest([self.info.full_name, self.split, *shards])
 
 
 def _open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
@@ -121,7 +129,7 @@ def _open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
         raise
     except (ValueError, AssertionError) as error:
         raise cannot_read_split(name, split, error) from error
-    records = TfdsRecords(data_source, image_key, label_key)
+    records = TfdsRecords(data_source, image_key, label_key, builder.info, split)
     return Source(name, split, records, tuple(label.names), multi_label, candidates(builder.name))
 
 
@@ -129,6 +137,7 @@ def _open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
 class FolderRecords:
     """Of a directory of class folders."""
 
+    root: pathlib.Path
     files: tuple[pathlib.Path, ...]
     labels: tuple[int, ...]
 
@@ -137,6 +146,9 @@ class FolderRecords:
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         return self.files[index].read_bytes(), self.labels[index]
+
+    def fingerprint(self) -> str:
+        return digest_of_files(self.root, self.files, self.labels)
 
 
 def _open_folder(name: str, split: str | None, data_dir: str | None = None) -> Source:
@@ -172,7 +184,7 @@ def _open_folder(name: str, split: str | None, data_dir: str | None = None) -> S
             examples[s].sort(key=lambda e: hashlib.sha256(e[0].relative_to(root).as_posix().encode()).digest())
     chosen = select(name, split, examples)
     files, labels = zip(*chosen, strict=True)
-    return Source(name, split, FolderRecords(files, labels), names)
+    return Source(name, split, FolderRecords(root, files, labels), names)
 
 
 def _scan(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
