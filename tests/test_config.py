@@ -6,22 +6,16 @@ import pathlib
 
 import pytest
 
-from eca_jax.config import (
-    ClusterConfig,
-    Config,
-    DataConfig,
-    MixConfig,
-    ModelConfig,
-    OptimConfig,
-    differences,
-    from_dict,
-    load_config,
-    to_dict,
-)
+from eca_jax.config import Config, differences, from_dict, load_config, to_dict
+from eca_jax.data.config import DataConfig
 from eca_jax.errors import EcaJaxError
+from eca_jax.models.config import ModelConfig
 from eca_jax.nn.attention import AttentionConfig
-from eca_jax.optim import peak_rate
+from eca_jax.optim import OptimConfig, peak_rate
 from eca_jax.recipes import paper
+from eca_jax.sharding import ClusterConfig
+from eca_jax.tasks import Classification
+from eca_jax.tasks.mix import MixConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -43,11 +37,15 @@ def test_the_configurations_load_and_survive_json(path):
         ),
         (lambda: ModelConfig(width_multiplier=0), "model.width_multiplier: expected a positive number, got 0"),
         (lambda: AttentionConfig("ecaa"), "unknown attention 'ecaa'. Did you mean eca"),
-        (lambda: AttentionConfig(kernel_sizes=4), "expected an odd size of at least 1, got 4: .* use 3 or 5"),
-        (lambda: AttentionConfig(kernel_sizes=(3, 5, 6, 7)), "expected an odd size of at least 1, got 6"),
-        (lambda: AttentionConfig(kernel_sizes=3.0), "expected an odd whole number, got 3.0"),
-        (lambda: AttentionConfig(kernel_sizes=()), "one for each stage, got none"),
-        (lambda: AttentionConfig(kernel_sizes="adaptiv"), "unknown policy 'adaptiv'"),
+        (lambda: AttentionConfig("eca", kernel_sizes=4), "expected an odd size of at least 1, got 4: .* use 3 or 5"),
+        (
+            lambda: ModelConfig(attention=AttentionConfig(kernel_sizes=4)),
+            "expected an odd size of at least 1, got 4: .* use 3 or 5",
+        ),
+        (lambda: AttentionConfig("eca", kernel_sizes=(3, 5, 6, 7)), "expected an odd size of at least 1, got 6"),
+        (lambda: AttentionConfig("eca", kernel_sizes=3.0), "expected an odd whole number, got 3.0"),
+        (lambda: AttentionConfig("eca", kernel_sizes=()), "one for each stage, got none"),
+        (lambda: AttentionConfig("eca", kernel_sizes="adaptiv"), "unknown policy 'adaptiv'"),
         (lambda: OptimConfig(schedule="cosin"), "optim.schedule: expected one of step, cosine"),
         (lambda: OptimConfig(lr=math.inf), "optim.lr: expected a positive number, got inf"),
         (lambda: OptimConfig(weight_decay=math.nan), "optim.weight_decay: expected 0 or more, got nan"),
@@ -61,15 +59,18 @@ def test_the_configurations_load_and_survive_json(path):
         (lambda: ModelConfig(skip=("fc.*",)), "model.skip: .* is of model.pretrained, which is not given"),
         (lambda: MixConfig(mixup_alpha=-1), "mix.mixup_alpha: expected 0 or more, got -1"),
         (lambda: OptimConfig("adam"), "optim.name: expected one of sgd, lars, lamb, got 'adam'"),
-        (lambda: OptimConfig(loss="bce"), "optim.loss: expected one of softmax, sigmoid, got 'bce'"),
-        (lambda: OptimConfig(target_threshold=0.2), "optim.target_threshold: is of optim.loss sigmoid"),
+        (lambda: Classification(loss_function="bce"), "loss_function: expected one of softmax, sigmoid, got 'bce'"),
+        (lambda: Classification(target_threshold=0.2), "target_threshold: is of loss_function sigmoid"),
         (lambda: OptimConfig(clip_norm=0), "optim.clip_norm: expected a positive number, got 0"),
         (lambda: OptimConfig(lr_scales=(("fc.*", -1.0),)), r"expected a factor of 0 or more for 'fc.\*', got -1.0"),
         (
             lambda: Config(optim=OptimConfig(accumulate=3)),
             "batch_size 256 cannot be cut into optim.accumulate 3 .* 255",
         ),
-        (lambda: Config(mix=MixConfig(1.0), batch_size=255), "batch_size 255: Mixup and CutMix need pairs"),
+        (
+            lambda: Config(task=Classification(mix=MixConfig(1.0)), batch_size=255),
+            r"batch_size 255: the task takes 2 examples together \(Mixup and CutMix: pairs\), so a multiple of 2",
+        ),
     ],
 )
 def test_a_value_that_cannot_work_is_refused(make, message):

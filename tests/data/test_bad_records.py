@@ -23,8 +23,7 @@ from eca_jax.errors import EcaJaxError
 from eca_jax.runs.run import load_run
 from eca_jax.sharding import batch_sharding, make_mesh
 from eca_jax.tasks import Classification
-from eca_jax.training import loop
-from eca_jax.training.evaluate import evaluate_run
+from eca_jax.training import evaluate, loop
 from eca_jax.training.loop import train
 from tests.commands import ROOT, environment
 from tests.damage import refusal
@@ -58,7 +57,7 @@ def training(source: Source, bad_records: BadRecords | None = None, num_threads:
     """The images of two epochs."""
     batches = train_batches(
         source,
-        CONFIG,
+        Classification(CONFIG),
         seed=5,
         batch_size=4,
         steps=range(2 * FILES // 4),
@@ -71,7 +70,9 @@ def training(source: Source, bad_records: BadRecords | None = None, num_threads:
 
 def evaluation(source: Source, bad_records: BadRecords | None = None) -> list[dict[str, np.ndarray]]:
     sharding = batch_sharding(make_mesh(jax.devices()[:1]), 8)
-    batches = eval_batches(source, CONFIG, batch_size=8, sharding=sharding, num_threads=2, bad_records=bad_records)
+    batches = eval_batches(
+        source, Classification(CONFIG), batch_size=8, sharding=sharding, num_threads=2, bad_records=bad_records
+    )
     return [{name: np.array(value) for name, value in batch.items()} for batch in batches]
 
 
@@ -174,7 +175,8 @@ RUN = Config(
 
 def test_a_run_over_damaged_array_records(flipped, tmp_path, capfd, monkeypatch):
     """It stops; or ends as said, with the same parameters whatever the number of threads."""
-    monkeypatch.setattr(loop, "make_mesh", lambda devices=None: make_mesh(jax.devices()[:1]))  # to compile for less
+    for module in (loop, evaluate):  # to compile for less
+        monkeypatch.setattr(module, "make_mesh", lambda devices=None: make_mesh(jax.devices()[:1]))
 
     def run(name: str, max_bad: int, num_threads: int):
         data = dataclasses.replace(RUN.data, data_dir=str(flipped), max_bad=max_bad, num_threads=num_threads)
@@ -191,7 +193,7 @@ def test_a_run_over_damaged_array_records(flipped, tmp_path, capfd, monkeypatch)
     assert results[0].evaluation == results[1].evaluation
     models = [jax.device_get(nnx.state(load_run(tmp_path / name)[0])) for name in ("a", "b")]
     jax.tree.map(np.testing.assert_array_equal, *models)
-    assert evaluate_run(str(tmp_path / "a"))[1]["count"] == 49
+    assert evaluate.evaluate_run(str(tmp_path / "a"))[2]["count"] == 49
 
 
 def test_the_tolerance_may_change_when_a_run_goes_on():
@@ -204,11 +206,10 @@ def test_the_tolerance_may_change_when_a_run_goes_on():
 # Arguments: address of process 0, number of this process. Process 0 meets 0, 1, 2, process 1 meets 2, 3, 4.
 WORKER = """
 import sys, jax
-from eca_jax.config import ClusterConfig
 from eca_jax.data.bad_records import BadRecords
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
-from eca_jax.sharding import initialize_cluster
+from eca_jax.sharding import ClusterConfig, initialize_cluster
 
 process = int(sys.argv[2])
 initialize_cluster(ClusterConfig(sys.argv[1], 2, process))

@@ -15,6 +15,7 @@ from eca_jax.data.preprocess import PreprocessConfig, train_image
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
 from eca_jax.sharding import batch_sharding, make_mesh
+from eca_jax.tasks import Classification
 
 SMALL = PreprocessConfig(image_size=8, eval_resize=8, augment="pad_and_crop", pad=1, flip=False)
 PLAIN = PreprocessConfig(image_size=8, eval_resize=8, augment="none", flip=False)
@@ -24,7 +25,7 @@ def batches(steps, *, devices=1, seed=0, batch_size=16, config=SMALL, split="tra
     sharding = batch_sharding(make_mesh(jax.devices()[:devices]), batch_size)
     iterator = train_batches(
         open_source("digits", split),
-        config,
+        Classification(config),
         seed=seed,
         batch_size=batch_size,
         steps=steps,
@@ -143,7 +144,9 @@ def test_augmentation_differs_between_epochs():
 def test_shards_hold_the_rows_that_the_sharding_says():
     sharding = batch_sharding(make_mesh(), 16)
     source = open_source("digits", "train[:40]")
-    (batch,) = train_batches(source, SMALL, seed=0, batch_size=16, steps=range(1), sharding=sharding, num_threads=1)
+    (batch,) = train_batches(
+        source, Classification(SMALL), seed=0, batch_size=16, steps=range(1), sharding=sharding, num_threads=1
+    )
     assert batch["image"].sharding == sharding
     assert len(batch["image"].addressable_shards) == 8
     np.testing.assert_array_equal(local_rows(sharding, 16), np.arange(16))
@@ -154,7 +157,7 @@ def test_evaluation_sees_every_example_once(n):
     source = open_source("digits", f"test[:{n}]")
     sharding = batch_sharding(make_mesh(), 16)
     seen, labels = [], []
-    for batch in eval_batches(source, PLAIN, batch_size=16, sharding=sharding, num_threads=2):
+    for batch in eval_batches(source, Classification(PLAIN), batch_size=16, sharding=sharding, num_threads=2):
         mask = np.asarray(batch["mask"]) == 1
         assert not np.asarray(batch["image"])[~mask].any()
         seen += list(np.asarray(batch["image"])[mask, :, :, 0])

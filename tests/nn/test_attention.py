@@ -12,10 +12,11 @@ from eca_jax.nn.attention import (
     ECA_NS,
     SE,
     AttentionConfig,
+    KernelOptions,
+    Place,
     Slot,
     adaptive_kernel_size,
     build_attention,
-    kernel_sizes,
 )
 
 
@@ -86,24 +87,32 @@ def test_adaptive_kernel_size_is_the_paper_s_formula(channels, k):
 
 
 def test_kernel_policies():
-    channels, released = (256, 512, 1024, 2048), (3, 5, 5, 7)
-    assert kernel_sizes("released", channels, released) == (3, 5, 5, 7)
-    assert kernel_sizes("adaptive", channels, released) == (5, 5, 5, 7)
-    assert kernel_sizes(9, channels, released) == (9, 9, 9, 9)
-    assert kernel_sizes((3, 3, 7, 7), channels, released) == (3, 3, 7, 7)
+    slots = [
+        Slot(channels, Place(stage, stages=4, released=released))
+        for stage, (channels, released) in enumerate([(256, 3), (512, 5), (1024, 5), (2048, 7)])
+    ]
+
+    def kernel_sizes(policy):
+        options = KernelOptions(policy)
+        return tuple(options.kernel_size(slot) for slot in slots)
+
+    assert kernel_sizes("released") == (3, 5, 5, 7)
+    assert kernel_sizes("adaptive") == (5, 5, 5, 7)
+    assert kernel_sizes(9) == (9, 9, 9, 9)
+    assert kernel_sizes((3, 3, 7, 7)) == (3, 3, 7, 7)
     with pytest.raises(EcaJaxError, match="has 2 sizes, the network 4 stages"):
-        kernel_sizes((3, 5), channels, released)
+        kernel_sizes((3, 5))
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"kind": "ecca"}, r"unknown attention 'ecca'. Did you mean eca"),
-        ({"kernel_sizes": 4}, "odd size of at least 1, got 4.*use 3 or 5"),
-        ({"kernel_sizes": (3, 5, 6, 7)}, "odd size of at least 1, got 6"),
-        ({"kernel_sizes": -1}, "odd size of at least 1, got -1"),
-        ({"kernel_sizes": "adaptiv"}, "unknown policy 'adaptiv'; expected one of released, adaptive"),
-        ({"reduction": 0}, "expected 1 or more, got 0"),
+        ({"kind": "eca", "kernel_sizes": 4}, "odd size of at least 1, got 4.*use 3 or 5"),
+        ({"kind": "eca", "kernel_sizes": (3, 5, 6, 7)}, "odd size of at least 1, got 6"),
+        ({"kind": "eca", "kernel_sizes": -1}, "odd size of at least 1, got -1"),
+        ({"kind": "eca", "kernel_sizes": "adaptiv"}, "unknown policy 'adaptiv'; expected one of released, adaptive"),
+        ({"kind": "se", "reduction": 0}, "expected 1 or more, got 0"),
     ],
 )
 def test_a_wrong_attention_is_refused(fields, message):
@@ -118,7 +127,9 @@ def test_an_even_kernel_is_refused_by_the_module_too():
 
 @pytest.mark.parametrize("kind", ATTENTIONS)
 def test_every_attention_keeps_shape_and_dtype(rng, kind):
-    module = build_attention(AttentionConfig(kind=kind), Slot(channels=16, kernel_size=3, reduction=4), nnx.Rngs(0))
+    module = build_attention(
+        AttentionConfig(kind=kind), Slot(channels=16, place=Place(released=3), reduction=4), nnx.Rngs(0)
+    )
     x = jnp.asarray(rng.normal(size=(2, 5, 5, 16)), jnp.bfloat16)
     y = module(x)
     assert y.shape == x.shape

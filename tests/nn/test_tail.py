@@ -10,7 +10,7 @@ from flax import nnx
 
 from eca_jax.models.mobilenetv2 import InvertedResidual
 from eca_jax.models.resnet import BasicBlock, Bottleneck
-from eca_jax.nn.attention import AttentionConfig
+from eca_jax.nn.attention import AttentionConfig, Place
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.norm import BatchNorm
 from eca_jax.nn.tail import affine_relu, tail
@@ -23,11 +23,13 @@ ATTENTIONS = {
     "se_bias": AttentionConfig("se", reduction=4, bias=True),
 }
 BLOCKS = {
-    "bottleneck": lambda c, stride, bricks: Bottleneck(c, c // 4, stride, 3, False, 0.0, bricks),
-    "bottleneck_shortcut": lambda c, stride, bricks: Bottleneck(c, 4, stride, 3, True, 0.0, bricks),
-    "basic": lambda c, stride, bricks: BasicBlock(c, 12, stride, 3, False, 0.0, bricks),
-    "inverted": lambda c, stride, bricks: InvertedResidual(c, c, 1, 2, 3, 0.0, bricks),
-    "inverted_no_shortcut": lambda c, stride, bricks: InvertedResidual(c, 12, stride, 2, 3, 0.0, bricks),
+    "bottleneck": lambda c, stride, bricks: Bottleneck(c, c // 4, stride, Place(released=3), False, 0.0, bricks),
+    "bottleneck_shortcut": lambda c, stride, bricks: Bottleneck(c, 4, stride, Place(released=3), True, 0.0, bricks),
+    "basic": lambda c, stride, bricks: BasicBlock(c, 12, stride, Place(released=3), False, 0.0, bricks),
+    "inverted": lambda c, stride, bricks: InvertedResidual(c, c, 1, 2, Place(released=3), 0.0, bricks),
+    "inverted_no_shortcut": lambda c, stride, bricks: InvertedResidual(
+        c, 12, stride, 2, Place(released=3), 0.0, bricks
+    ),
 }
 
 
@@ -128,7 +130,8 @@ def test_nothing_flows_back_through_a_pixel_that_relu_made_zero():
 
 
 def _block(attention: str, dtype=jnp.float32) -> Bottleneck:
-    return Bottleneck(64, 16, 1, 3, False, 0.0, Bricks(AttentionConfig(attention), nnx.Rngs(0), dtype=dtype))
+    bricks = Bricks(AttentionConfig(attention), nnx.Rngs(0), dtype=dtype)
+    return Bottleneck(64, 16, 1, Place(released=3), False, 0.0, bricks)
 
 
 def _sums_over_outputs(block: nnx.Module) -> int:

@@ -12,9 +12,9 @@ from eca_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig, Op
 from eca_jax.convert.convert import convert  # noqa: E402
 from eca_jax.convert.files import read_weights  # noqa: E402
 from eca_jax.data.preprocess import PreprocessConfig  # noqa: E402
-from eca_jax.tasks import Classification
+from eca_jax.runs.run import read_run  # noqa: E402
+from eca_jax.tasks import Classification  # noqa: E402
 from eca_jax.training import train  # noqa: E402
-from eca_jax.training.loop import read_run  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

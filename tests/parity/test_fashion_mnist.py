@@ -19,9 +19,8 @@ pytest.importorskip("timm")
 from benchmarks import fashion_mnist_torch as loop  # noqa: E402
 from eca_jax.config import load_config  # noqa: E402
 from eca_jax.convert.state_dict import from_state_dict  # noqa: E402
-from eca_jax.data.preprocess import eval_image  # noqa: E402
-from eca_jax.models.config import build_model
-from eca_jax.training.step import normalise  # noqa: E402
+from eca_jax.data.preprocess import eval_image, normalise  # noqa: E402
+from eca_jax.models.config import build_model  # noqa: E402
 from tests.parity import authors  # noqa: E402
 
 pytestmark = pytest.mark.parity

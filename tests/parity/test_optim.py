@@ -8,9 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from eca_jax.config import OptimConfig
-from eca_jax.optim import make_optimizer
-from eca_jax.training.step import losses_of
+from eca_jax.optim import OptimConfig, make_optimizer
+from eca_jax.tasks import Classification
 
 torch = pytest.importorskip("torch")
 timm_optim = pytest.importorskip("timm.optim")
@@ -49,13 +48,13 @@ def test_the_losses_are_timm_s(rng, threshold):
     smoothed = optax.smooth_labels(np.eye(10)[labels], 0.1)
     ours = kept * smoothed + (1 - kept) * smoothed[::-1]
     np.testing.assert_allclose(ours, targets, rtol=1e-6)  # timm's are float32
-    config = OptimConfig(loss="sigmoid", target_threshold=threshold)
+    task = Classification(loss_function="sigmoid", target_threshold=threshold)
     with jax.enable_x64(True):
-        found = losses_of(jnp.asarray(logits), jnp.asarray(targets.numpy()), config).mean()
+        found = task.losses(jnp.asarray(logits), jnp.asarray(targets.numpy())).mean()
         expected = timm_loss.BinaryCrossEntropy(target_threshold=threshold)(torch.tensor(logits), targets)
         np.testing.assert_allclose(found, expected.item(), rtol=1e-12)
         if threshold is None:
-            soft = dataclasses.replace(config, loss="softmax")
-            found = losses_of(jnp.asarray(logits), jnp.asarray(targets.numpy()), soft).mean()
+            soft = dataclasses.replace(task, loss_function="softmax")
+            found = soft.losses(jnp.asarray(logits), jnp.asarray(targets.numpy())).mean()
             expected = timm_loss.SoftTargetCrossEntropy()(torch.tensor(logits), targets)
             np.testing.assert_allclose(found, expected.item(), rtol=1e-12)

@@ -19,8 +19,7 @@ from torchvision import transforms  # noqa: E402
 from torchvision.datasets import ImageFolder  # noqa: E402
 from torchvision.models import MobileNet_V2_Weights, ResNet50_Weights  # noqa: E402
 
-from eca_jax.data.preprocess import PreprocessConfig, decode, eval_image  # noqa: E402
-from eca_jax.training.step import normalise  # noqa: E402
+from eca_jax.data.preprocess import PreprocessConfig, decode, eval_image, normalise  # noqa: E402
 
 pytestmark = [
     pytest.mark.parity,

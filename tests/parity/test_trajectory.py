@@ -25,8 +25,9 @@ from eca_jax.convert.state_dict import (  # noqa: E402
     to_state_dict,
 )
 from eca_jax.optim import learning_rate, make_optimizer  # noqa: E402
-from eca_jax.runs.state import Network, TrainState, split
-from eca_jax.training.step import make_train_step, zero_sums  # noqa: E402
+from eca_jax.runs.state import Network, TrainState, split  # noqa: E402
+from eca_jax.tasks.base import zero_sums  # noqa: E402
+from eca_jax.training.step import make_train_step  # noqa: E402
 from tests.parity import authors  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -73,7 +74,7 @@ def run_pytorch(begin: Snapshot, first: int = 0) -> Run:
     if begin.momentum is not None:
         for name, value in begin.momentum.items():
             optimizer.state[named[name]]["momentum_buffer"] = torch.from_numpy(value.copy())
-    preprocess, losses, snapshots = Config().preprocess, [], {}
+    preprocess, losses, snapshots = Config().task.preprocess, [], {}
     for step, batch in list(enumerate(batches()))[first:]:
         optimizer.param_groups[0]["lr"] = OPTIM.lr if step < HALF else OPTIM.lr / 10
         images = (batch["image"] / 255 - np.array(preprocess.mean)) / np.array(preprocess.std)
@@ -108,7 +109,7 @@ def run_jax(begin: Snapshot, first: int = 0) -> Run:
         params=params,
         batch_stats=batch_stats,
         opt_state=(decay, trace, schedule),
-        sums=zero_sums(),
+        sums=zero_sums(config.task.sums),
         skipped=jnp.int32(0),
         last_skipped=jnp.int32(-1),
     )

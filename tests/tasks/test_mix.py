@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eca_jax.config import MixConfig
-from eca_jax.tasks.mix import boxes, mix
+from eca_jax.tasks.mix import MixConfig, boxes, mix
 
 # Kolmogorov-Smirnov: a right sampler fails one of these with a probability of 1e-6.
 ALPHA = 1e-6

@@ -116,7 +116,7 @@ def test_the_evaluation_sets_of_imagenet_by_name(imagenets, name, weights):
     source = open_source(name, None, str(imagenets))
     assert source.split == SETS[name]
     path, logits = weights
-    metrics = evaluate_weights(str(path), name, data_dir=str(imagenets))
+    _, metrics = evaluate_weights(str(path), name, data_dir=str(imagenets))
     expected = top_1_and_5(logits, TINY, source)
     assert 0 < expected[1] < 1
     assert (metrics["top1"], metrics["top5"]) == pytest.approx(expected, rel=1e-6)
@@ -167,6 +167,8 @@ def test_weights_of_as_many_classes_as_the_data_are_taken_for_theirs(imagenets, 
     model.preprocess = dataclasses.replace(TINY, image_size=8, eval_resize=8)
     path = tmp_path / "model.safetensors"
     write_safetensors(path, to_state_dict(model, NATIVE), own_metadata(model))
-    assert evaluate_weights(str(path), "digits", split="test[:9]")["count"] == 9
+    task, metrics = evaluate_weights(str(path), "digits", split="test[:9]")
+    assert task == Classification(model.preprocess)
+    assert metrics["count"] == 9
     message = refusal(evaluate_weights, str(path), "imagenet_v2", data_dir=str(imagenets))
     assert message == f"data set 'imagenet_v2' has 1000 classes, the weights {path} have 10"

@@ -18,10 +18,12 @@ from eca_jax.errors import EcaJaxError
 from eca_jax.runs.checkpoint import Checkpoints
 from eca_jax.runs.run import load_run
 from eca_jax.runs.writers import Writer
+from eca_jax.sharding import make_mesh
 from eca_jax.tasks import Classification
-from eca_jax.training import loop
+from eca_jax.training import evaluate, loop
 from eca_jax.training.evaluate import evaluate_run
 from eca_jax.training.loop import train
+from eca_jax.training.program import InFlight, build_program
 from tests.commands import ROOT
 
 CONFIG = Config(
@@ -89,8 +91,9 @@ def test_a_finished_run_has_nothing_left_to_do_and_goes_on_when_asked(finished):
 
 def test_evaluate_and_load_give_what_training_said(finished):
     workdir, result = finished
-    step, metrics = evaluate_run(str(workdir), which="15")
+    step, task, metrics = evaluate_run(str(workdir), which="15")
     assert step == 15
+    assert task == CONFIG.task
     assert metrics == pytest.approx(result.evaluation)
     model, config, class_names = load_run(workdir, "15")
     assert config.workdir == str(workdir)
@@ -166,7 +169,7 @@ def test_the_last_good_checkpoint_is_named_and_kept(tmp_path):
     train(configure(tmp_path, epochs=1, optim=OptimConfig(lr=0.1, schedule="constant")))
     # The rate belongs to the configuration of the checkpoint, so the run is made to explode from inside its state.
     with Checkpoints(tmp_path, keep=2, score="top1") as checkpoints:
-        program = loop.build_program(CONFIG, loop.make_mesh(), num_examples=320, num_classes=10)
+        program = build_program(CONFIG, make_mesh(), num_examples=320, num_classes=10)
         state = checkpoints.read_state(5, program.abstract_state)
         run = checkpoints.read_run(5)
         import jax
@@ -301,7 +304,7 @@ def test_the_next_batch_crosses_over_while_a_step_runs(tmp_path, data_dir, monke
         def block_until_ready(self):
             events.append(("waited", self._n))
 
-    class Recorded(loop.InFlight):
+    class Recorded(InFlight):
         _added = 0
 
         def add(self, result):
@@ -309,7 +312,8 @@ def test_the_next_batch_crosses_over_while_a_step_runs(tmp_path, data_dir, monke
             self._added += 1
 
     monkeypatch.setattr(loop, "train_batches", recorded)
-    monkeypatch.setattr(loop, "InFlight", Recorded)
+    for module in (loop, evaluate):
+        monkeypatch.setattr(module, "InFlight", Recorded)
     train(configure(tmp_path, epochs=1, log_every=100))
     waited = [n for event, n in events if event == "waited"]
     assert waited == [0, 1, 2]  # of 5 steps; the 2 batches of the evaluation are not waited for

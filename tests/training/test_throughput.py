@@ -6,9 +6,9 @@ import pytest
 
 from eca_jax import cli
 from eca_jax.config import Config, DataConfig
-from eca_jax.data import throughput
 from eca_jax.precompile import precompile
 from eca_jax.precompile.precompile import Memory, Report, Step
+from eca_jax.training import throughput
 from eca_jax.training.throughput import Throughput, measure_throughput
 
 SEEN = Throughput(images=6000, seconds=4.0, cpu_seconds=8.0, cores=2)
