@@ -127,19 +127,20 @@ class Loaded:
         """Of the classes, for people: ImageNet's where there are 1000 and the weights do not say, else numbers."""
         return self.class_names or class_names(self.model.architecture.num_classes)
 
-    def check_data(self, source: Source) -> None:
-        """Refuses data of other classes.
+    def check_data(self, source: Source, weights: str) -> None:
+        """Refuses data of other classes; `weights` is what the user called these.
 
         Of weights that do not name theirs, a thousand are taken for ImageNet's; others must be as many as the data's.
         """
         num_classes = self.model.architecture.num_classes
         if self.class_names is not None:
-            check_classes(source, self.class_names, "the weights")
+            check_classes(source, self.class_names, f"the weights {weights}")
         elif num_classes == CLASSES:
-            check_classes(source, tuple(synsets()), "ImageNet, which the weights are taken to be for")
+            check_classes(source, tuple(synsets()), f"ImageNet, which {weights} is taken to be for")
         elif num_classes != len(source.class_names):
             raise EcaJaxError(
-                f"data set {source.name!r} has {len(source.class_names)} classes, the weights have {num_classes}"
+                f"data set {source.name!r} has {len(source.class_names)} classes, "
+                f"the weights {weights} have {num_classes}"
             )
 
 

@@ -126,7 +126,7 @@ def evaluate_weights(
     """
     loaded = load(weights, name=name)
     source = open_source(data, split, data_dir)
-    loaded.check_data(source)
+    loaded.check_data(source, weights)
     mesh = make_mesh()
     batch_size = EXAMPLES * mesh.size
     batches, scalars = batch_sharding(mesh, batch_size), replicated(mesh)
