@@ -21,10 +21,11 @@ from benchmarks.side_by_side import interleave, machine, markdown, ratio, second
 from benchmarks.vs_pytorch import eca_jax_step
 from eca_jax import create_model
 from eca_jax.config import Config, ModelConfig
-from eca_jax.data.loader import abstract_batch
+from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.precompile.hlo import bytes_moved
 from eca_jax.precompile.targets import parse_target, topology_devices
-from eca_jax.sharding import make_mesh
+from eca_jax.sharding import make_mesh, sharded
+from eca_jax.tasks import Classification
 from eca_jax.training.program import build_program
 
 PREFIXES = {"none": "", "SE": "se_", "ECA": "eca_"}
@@ -44,9 +45,9 @@ def lower(task: str, name: str, device: Any) -> jax.stages.Lowered:
     mesh = make_mesh([device])
     if task == "training":
         model = ModelConfig(name=name, dtype="bfloat16", batch_norm_group=64)
-        config = Config(batch_size=CHIP_BATCH, model=model)
+        config = Config(batch_size=CHIP_BATCH, model=model, task=Classification(PreprocessConfig(image_size=SIZE)))
         program = build_program(config, mesh, num_examples=1_281_167, num_classes=1000)
-        batch = abstract_batch(CHIP_BATCH, SIZE, program.batch_sharding)
+        batch = sharded(config.task.abstract_batch(CHIP_BATCH, 1000), program.batch_sharding)
         return program.train_step.lower(program.abstract_state, batch)
     graphdef, state = inference(name, "bfloat16")
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

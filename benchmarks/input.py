@@ -84,10 +84,11 @@ def eca_jax(folder: str) -> Iterator:
     from eca_jax.data.preprocess import PreprocessConfig
     from eca_jax.data.sources import open_source
     from eca_jax.sharding import batch_sharding, make_mesh
+    from eca_jax.tasks import Classification
 
     batches = train_batches(
         open_source(f"folder:{folder}", "train"),
-        PreprocessConfig(image_size=SIZE),
+        Classification(PreprocessConfig(image_size=SIZE)),
         seed=0,
         batch_size=BATCH,
         steps=range(10**6),

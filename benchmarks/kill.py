@@ -32,6 +32,8 @@ PHASES = (*ONCE, "step", "save", "evaluation")
 
 def report_phases(report: int) -> None:
     """Makes training write the name of each phase that it enters into a pipe. The training itself stays as it is."""
+    from eca_jax.runs.checkpoint import Checkpoints
+    from eca_jax.runs.writers import Writer
     from eca_jax.training import loop
 
     def enter(phase: str) -> None:
@@ -47,10 +49,9 @@ def report_phases(report: int) -> None:
         return wrapped
 
     enter("start")
-    checkpoints, writer = loop.Checkpoints, loop.Writer
-    checkpoints.restore_newest = reporting(checkpoints.restore_newest, "restore", "first step")
-    checkpoints.save = reporting(checkpoints.save, "save", "step")
-    writer.advance = reporting(writer.advance, "step", "step")
+    Checkpoints.restore_newest = reporting(Checkpoints.restore_newest, "restore", "first step")
+    Checkpoints.save = reporting(Checkpoints.save, "save", "step")
+    Writer.advance = reporting(Writer.advance, "step", "step")
     loop.evaluate = reporting(loop.evaluate, "evaluation", "step")
 
 

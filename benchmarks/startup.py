@@ -41,8 +41,7 @@ def run(*args: str, **env: str) -> str:
 def prepare_step(name: str) -> None:
     """Prints, as JSON, the seconds in which the training step of a model is traced and lowered, and then compiled."""
     from eca_jax.config import load_config
-    from eca_jax.data.loader import abstract_batch
-    from eca_jax.sharding import make_mesh
+    from eca_jax.sharding import make_mesh, sharded
     from eca_jax.training.program import build_program
 
     config = load_config(f"configs/{name}.py")
@@ -55,7 +54,7 @@ def prepare_step(name: str) -> None:
     )
     start = time.perf_counter()
     program = build_program(config, make_mesh(), num_examples=1_281_167, num_classes=1000)
-    batch = abstract_batch(BATCH_SIZE, IMAGE_SIZE, program.batch_sharding)
+    batch = sharded(config.task.abstract_batch(BATCH_SIZE, 1000), program.batch_sharding)
     lowered = program.train_step.lower(program.abstract_state, batch)
     traced = time.perf_counter()
     lowered.compile()

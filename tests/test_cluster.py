@@ -28,7 +28,8 @@ import hashlib, json, os, sys
 sys.path.insert(0, ".")
 import jax, numpy as np
 from eca_jax import cli
-from eca_jax.training import checkpoint, loop
+from eca_jax.runs import checkpoint
+from eca_jax.training import loop
 
 out, process, fault, *args = sys.argv[1:]
 fault = json.loads(fault)

@@ -21,8 +21,10 @@ from eca_jax.errors import EcaJaxError
 from eca_jax.runs.checkpoint import Checkpoints, DamagedCheckpoint, checksums
 from eca_jax.runs.run import load_run, read_run
 from eca_jax.runs.writers import Writer
-from eca_jax.training import loop
+from eca_jax.sharding import make_mesh
+from eca_jax.training import evaluate, loop, start
 from eca_jax.training.loop import train
+from eca_jax.training.program import InFlight, Program
 from tests.commands import ROOT, TINY, assert_same_run, environment
 from tests.damage import refusal
 from tests.training.test_loop import CONFIG, rows
@@ -33,7 +35,7 @@ BUILD = loop.build_program
 
 
 @functools.cache
-def compiled(config: Config, mesh, **sizes) -> loop.Program:
+def compiled(config: Config, mesh, **sizes) -> Program:
     return BUILD(config, mesh, **sizes)
 
 
@@ -41,7 +43,7 @@ def compiled(config: Config, mesh, **sizes) -> loop.Program:
 def one_program(monkeypatch):
     """All runs here compute the same: the first compiles it."""
 
-    def build(config: Config, mesh, **sizes) -> loop.Program:
+    def build(config: Config, mesh, **sizes) -> Program:
         return compiled(dataclasses.replace(config, workdir=""), mesh, **sizes)
 
     monkeypatch.setattr(loop, "build_program", build)
@@ -104,14 +106,14 @@ def test_the_checksum_is_that_of_the_words_on_any_devices(rng):
     words = a.view(np.uint32).ravel().astype(object)
     expected = [sum(words) % 2**32, sum(w * (2 * i + 1) for i, w in enumerate(words)) % 2**32]
     for devices, spec in ((1, ()), (8, ("data",)), (8, ())):
-        mesh = loop.make_mesh(jax.devices()[:devices])
+        mesh = make_mesh(jax.devices()[:devices])
         tree = {"a": jax.device_put(a, NamedSharding(mesh, PartitionSpec(*spec)))}
         assert checksums(tree) == {"a": f"{expected[0]:08x}{expected[1]:08x}"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
 def test_every_bit_counts(rng, dtype):
-    sharding = NamedSharding(loop.make_mesh(jax.devices()[:1]), PartitionSpec())
+    sharding = NamedSharding(make_mesh(jax.devices()[:1]), PartitionSpec())
     original = np.asarray(rng.integers(0, 2, (7, 3)), dtype=jnp.dtype(dtype))
 
     def checksum(array: np.ndarray) -> str:
@@ -147,7 +149,7 @@ def test_damage_in_any_file_is_refused_or_without_effect(undisturbed, tmp_path):
 def _content(run: pathlib.Path) -> tuple:
     with Checkpoints(run, score="top1", read_only=True) as checkpoints:
         saved = checkpoints.read_run(10)
-        mesh = loop.make_mesh()
+        mesh = make_mesh()
         state = checkpoints.read_state(
             10, loop.build_program(configure(run), mesh, num_examples=320, num_classes=10).abstract_state
         )
@@ -222,12 +224,12 @@ def test_a_checkpoint_that_is_all_but_renamed_is_not_seen(tmp_path):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "step"),
     [
-        pytest.param(loop, "open_source", 1, 0, id="start"),
+        pytest.param(start, "open_source", 1, 0, id="start"),
         pytest.param(Checkpoints, "restore_newest", 1, 0, id="restore"),
-        pytest.param(loop.InFlight, "add", 1, 1, id="first step"),
+        pytest.param(InFlight, "add", 1, 1, id="first step"),
         pytest.param(Checkpoints, "save", 1, 4, id="save"),
-        pytest.param(loop, "eval_batches", 1, 5, id="evaluation"),
-        pytest.param(loop, "eval_batches", 2, 10, id="last evaluation"),
+        pytest.param(evaluate, "eval_batches", 1, 5, id="evaluation"),
+        pytest.param(evaluate, "eval_batches", 2, 10, id="last evaluation"),
     ],
 )
 def test_sigterm_stops_at_once_and_loses_nothing(tmp_path, undisturbed, monkeypatch, owner, name, call, step):
@@ -250,8 +252,8 @@ def _kept(run: pathlib.Path) -> tuple:
 
 def test_an_evaluation_that_is_due_survives_being_stopped_again_and_killed(tmp_path, undisturbed, monkeypatch):
     for owner, name, action in (
-        (loop, "eval_batches", terminate),
-        (loop, "eval_batches", terminate),
+        (evaluate, "eval_batches", terminate),
+        (evaluate, "eval_batches", terminate),
         (Checkpoints, "add_evaluation", lambda: 1 / 0),  # after the row was written
     ):
         with monkeypatch.context() as patch:

@@ -127,7 +127,7 @@ def test_a_run_is_loaded_converted_exported_and_used(run, tmp_path, capsys):
     assert line.startswith("eca_resnet18 of eca_jax: attention eca, kernel sizes released, 10 classes, small_stem True")
     for loaded in (eca_jax.load_pretrained(run.workdir), eca_jax.load_pretrained(file)):
         assert equal(loaded, model)
-        assert loaded.preprocess == run.preprocess
+        assert loaded.preprocess == run.task.preprocess
 
     from eca_jax.data.sources import open_source
 

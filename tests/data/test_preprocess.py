@@ -220,8 +220,8 @@ def test_interpolation_is_part_of_a_saved_configuration():
     values = json.loads(json.dumps(to_dict(config)))
     assert from_dict(values) == config
     del values["task"]["preprocess"]["interpolation"]  # as a run has it that was saved before there was the field
-    assert from_dict(values).preprocess.interpolation == "bilinear"
-    values["preprocess"]["interpolation"] = "nearest"
+    assert from_dict(values).task.preprocess.interpolation == "bilinear"
+    values["task"]["preprocess"]["interpolation"] = "nearest"
     with pytest.raises(EcaJaxError, match=r"preprocess\.interpolation: unknown 'nearest'"):
         from_dict(values)
 

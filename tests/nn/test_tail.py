@@ -22,14 +22,13 @@ ATTENTIONS = {
     "se": AttentionConfig("se", reduction=4),
     "se_bias": AttentionConfig("se", reduction=4, bias=True),
 }
+PLACE = Place(released=3)
 BLOCKS = {
-    "bottleneck": lambda c, stride, bricks: Bottleneck(c, c // 4, stride, Place(released=3), False, 0.0, bricks),
-    "bottleneck_shortcut": lambda c, stride, bricks: Bottleneck(c, 4, stride, Place(released=3), True, 0.0, bricks),
-    "basic": lambda c, stride, bricks: BasicBlock(c, 12, stride, Place(released=3), False, 0.0, bricks),
-    "inverted": lambda c, stride, bricks: InvertedResidual(c, c, 1, 2, Place(released=3), 0.0, bricks),
-    "inverted_no_shortcut": lambda c, stride, bricks: InvertedResidual(
-        c, 12, stride, 2, Place(released=3), 0.0, bricks
-    ),
+    "bottleneck": lambda c, stride, bricks: Bottleneck(c, c // 4, stride, PLACE, False, 0.0, bricks),
+    "bottleneck_shortcut": lambda c, stride, bricks: Bottleneck(c, 4, stride, PLACE, True, 0.0, bricks),
+    "basic": lambda c, stride, bricks: BasicBlock(c, 12, stride, PLACE, False, 0.0, bricks),
+    "inverted": lambda c, stride, bricks: InvertedResidual(c, c, 1, 2, PLACE, 0.0, bricks),
+    "inverted_no_shortcut": lambda c, stride, bricks: InvertedResidual(c, 12, stride, 2, PLACE, 0.0, bricks),
 }
 
 
@@ -131,7 +130,7 @@ def test_nothing_flows_back_through_a_pixel_that_relu_made_zero():
 
 def _block(attention: str, dtype=jnp.float32) -> Bottleneck:
     bricks = Bricks(AttentionConfig(attention), nnx.Rngs(0), dtype=dtype)
-    return Bottleneck(64, 16, 1, Place(released=3), False, 0.0, bricks)
+    return Bottleneck(64, 16, 1, PLACE, False, 0.0, bricks)
 
 
 def _sums_over_outputs(block: nnx.Module) -> int:
