@@ -28,6 +28,7 @@ def error(capsys) -> str:
     [
         (["--config", "configs/digit.py"], "there is no file configs/digit.py; there are: configs/digits.py"),
         (["--data.name", "digit"], "unknown data set 'digit'. Did you mean digits"),
+        (["--model.name", "eca_resnet5"], "unknown model 'eca_resnet5'. Did you mean eca_resnet50"),
         (["--data.eval-split", "tset"], "unknown split 'tset' in 'tset'. Did you mean test"),
         (["--data.eval-split", "test[90:10%]"], "split 'test[90:10%]'"),
         (["--data.eval-split", "test[:0]"], "split 'test[:0]' has no examples"),
@@ -50,7 +51,6 @@ def test_train_answers_bad_input_in_one_line(tmp_path, capsys, args, message):
         (["--epoch", "3"], "--epochs"),
         (["--epochs", "x"], "x"),
         (["--model.attention.kernel-sizes", "4"], "expected an odd size of at least 1, got 4"),
-        (["--model.name", "eca_resnet5"], "Did you mean eca_resnet50"),
     ],
 )
 def test_the_parser_names_what_it_cannot_take(capsys, args, message):
