@@ -289,7 +289,7 @@ def _export(args: argparse.Namespace) -> int:
 
     keep_compiled_programs()
     loaded = load(args.source)  # in float32
-    model, about = loaded.model, own_metadata(loaded.model, loaded.class_names, loaded.task.name)
+    model, about = loaded.model, own_metadata(loaded.model, loaded.class_names, loaded.task)
     size = args.image_size or model.preprocess.image_size
     if args.target.endswith(".stablehlo"):
         export_stablehlo(model, args.target, image_size=size, platforms=args.platforms, about=about)

@@ -58,7 +58,7 @@ def convert(
     if to == "orbax":
         extra = _write_run(loaded, target, config)
     elif to == "safetensors":
-        own = own_metadata(loaded.model, loaded.class_names, loaded.task.name)
+        own = own_metadata(loaded.model, loaded.class_names, loaded.task)
         write_safetensors(target, to_state_dict(loaded.model, NATIVE), own)
     else:
         tensors = to_state_dict(loaded.model, to)

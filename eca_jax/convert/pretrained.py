@@ -32,7 +32,7 @@ from eca_jax.plain import from_plain, to_plain
 from eca_jax.plugins import with_missing_plugins
 from eca_jax.runs.run import Run, read_run
 from eca_jax.tasks import TASKS, Classification, Task
-from eca_jax.tasks.registry import task_class
+from eca_jax.tasks.registry import task_from_dict
 
 METADATA = "the metadata of the weights (is the file of another version of eca_jax?)"
 FORMAT = 1
@@ -251,8 +251,13 @@ def _architecture_from_old(metadata: dict[str, Any]) -> Any:
 
 def saved_task(file: WeightFile, preprocess: PreprocessConfig) -> Task:
     """The task that the weights were trained for; classification where they do not say it."""
-    cls: Any = task_class(file.metadata.get("task", Classification.name))
-    return cls(preprocess=preprocess)
+    if "task" not in file.metadata:
+        return Classification(preprocess=preprocess)
+    try:
+        values = from_plain(file.metadata["task"], dict[str, Any], METADATA)
+        return task_from_dict({"name": "", **values, "preprocess": to_plain(preprocess)})
+    except EcaJaxError as error:
+        raise with_missing_plugins(error, file.metadata.get("plugins", [])) from error
 
 
 def saved_class_names(file: WeightFile) -> tuple[str, ...] | None:
@@ -262,15 +267,15 @@ def saved_class_names(file: WeightFile) -> tuple[str, ...] | None:
 
 
 def own_metadata(
-    model: Backbone, class_names: Sequence[str] | None = None, task: str = Classification.name
+    model: Backbone, class_names: Sequence[str] | None = None, task: Task = Classification()
 ) -> dict[str, Any]:
     """What our files say of the model that they hold: safetensors, ONNX and StableHLO alike."""
     kind = model.architecture.attention.kind or "none"
-    plugins = {MODELS.plugin(model.architecture.name), ATTENTIONS.plugin(kind), TASKS.plugin(task)} - {None}
+    plugins = {MODELS.plugin(model.architecture.name), ATTENTIONS.plugin(kind), TASKS.plugin(task.name)} - {None}
     return {
         "format": FORMAT,
         "architecture": to_plain(model.architecture),
-        "task": task,
+        "task": {key: value for key, value in task.to_dict().items() if key != "preprocess"},
         "class_names": None if class_names is None else list(class_names),
         "preprocess": to_plain(model.preprocess),
         **({"plugins": sorted(map(str, plugins))} if plugins else {}),

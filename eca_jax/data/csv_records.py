@@ -72,9 +72,9 @@ def open_csv(name: str, split: str | None, data_dir: str | None = None) -> Sourc
 def _read(path: pathlib.Path) -> list[tuple[pathlib.Path, tuple[str, ...]]]:
     """The rows of a table: (image file, labels)."""
     found = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            table = csv.reader(file, strict=True)
+    with path.open(newline="", encoding="utf-8") as file:
+        table = csv.reader(file, strict=True)
+        try:
             if (heading := next(table, [])) != HEADING:
                 raise EcaJaxError(f"{path}, line 1: expected the heading 'path,label', got {','.join(heading)!r}")
             for row in table:
@@ -83,11 +83,12 @@ def _read(path: pathlib.Path) -> list[tuple[pathlib.Path, tuple[str, ...]]]:
                     raise EcaJaxError(f"{where}: expected path,label or path,label;label, got {','.join(row)!r}")
                 if row[0] in found:
                     raise EcaJaxError(f"{where}: {row[0]} is there twice; give all its labels in one row")
+                if not (path.parent / row[0]).is_file():
+                    raise EcaJaxError(f"{where}: there is no file {path.parent / row[0]}")
                 found[row[0]] = tuple(dict.fromkeys(label.strip() for label in row[1].split(";") if label.strip()))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise EcaJaxError(f"{path} is no table in UTF-8: {error}") from error
-    missing = next((name for name in found if not (path.parent / name).is_file()), None)
-    if missing is not None:
-        raise EcaJaxError(f"{path} names {missing}, and there is no file {path.parent / missing}")
+        except csv.Error as error:
+            raise EcaJaxError(f"{path}, line {table.line_num}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise EcaJaxError(f"{path} is no table in UTF-8: {error}") from error
     order = sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest())
     return [(path.parent / name, found[name]) for name in order]

@@ -36,10 +36,13 @@ def open_source(name: str, split: str | None, data_dir: str | None = None) -> So
     Raises:
       EcaJaxError: unknown or unprepared data set, one prepared as TFRecord, unknown split, folder without images.
     """
+    return (_opener(name) or _open_tfds)(name, split, data_dir)
+
+
+def _opener(name: str) -> Opener | None:
+    """What opens the data sets with this prefix; None is TFDS, of which 'mnist:3.0.1' is a name too."""
     prefix, colon, _ = name.partition(":")
-    if colon and (prefix in OPENERS or prefix in SOURCES):
-        return (OPENERS.get(prefix) or SOURCES[prefix])(name, split, data_dir)
-    return _open_tfds(name, split, data_dir)  # 'mnist:3.0.1' is a name of TFDS's too
+    return (OPENERS.get(prefix) or SOURCES.get(prefix)) if colon else None
 
 
 def declared_size(
@@ -48,12 +51,12 @@ def declared_size(
     """(classes, training examples) of a data set that need not be here; what is given is taken as it is.
 
     TFDS knows the classes of a data set before it is prepared. Of one that is not, the examples count as ImageNet's:
-    only schedules depend on them. A folder has to be there.
+    only schedules depend on them. Others have to be there: a folder, a table, what a plugin opens.
 
     Raises:
       EcaJaxError: names the option to give, where the data set does not say.
     """
-    if config.name.startswith(FOLDER) or config.name == "digits":
+    if _opener(config.name) is not None or config.name == "digits":
         if num_classes and num_examples:
             return num_classes, num_examples
         source = open_source(config.name, config.train_split, config.data_dir)

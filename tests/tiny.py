@@ -1,0 +1,67 @@
+"""What a package outside the repository brings: the smallest backbone, which compiles in a second; and its way out."""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+from flax import nnx
+
+from eca_jax import plugins
+from eca_jax.convert import leaves
+from eca_jax.data.records import SOURCES
+from eca_jax.models import registry
+from eca_jax.models.base import Backbone, Feature
+from eca_jax.nn.attention import ATTENTIONS, Place
+from eca_jax.nn.bricks import Bricks
+from eca_jax.nn.layers import linear
+from eca_jax.tasks import TASKS
+
+
+class Tiny(Backbone):
+    """Three convolutions, an attention after the first."""
+
+    def __init__(
+        self,
+        bricks: Bricks,
+        *,
+        num_classes: int,
+        small_stem: bool = False,
+        width_multiplier: float = 1.0,
+        dropout: float | None = None,
+        drop_path: float = 0.0,
+    ):
+        first, second, third = (int(channels * width_multiplier) for channels in (16, 32, 64))
+        self.conv1, self.bn1 = bricks.conv(3, first, 3), bricks.norm(first)
+        self.attn = bricks.attn(first, Place())
+        self.conv2, self.bn2 = bricks.conv(first, second, 3, 2), bricks.norm(second)
+        self.conv3, self.bn3 = bricks.conv(second, third, 3, 2), bricks.norm(third)
+        self.feature_info = (Feature("first", first, 1), Feature("second", second, 2), Feature("third", third, 4))
+        self.fc = linear(third, num_classes, param_dtype=bricks.param_dtype, rngs=bricks.rngs)
+
+    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        first = self.attn(nnx.relu(self.bn1(self.conv1(x))))
+        second = nnx.relu(self.bn2(self.conv2(first)))
+        return {"first": first, "second": second, "third": nnx.relu(self.bn3(self.conv3(second)))}
+
+    def head(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.fc(self.pool(x))
+
+
+def register() -> None:
+    """The models `tiny`, `se_tiny` and `eca_tiny`."""
+    registry.register_backbone("tiny", Tiny)
+
+
+@contextlib.contextmanager
+def brought_from_outside() -> Iterator[None]:
+    """What is registered inside is gone after it, for the other tests of this process."""
+    tables = [registry.MODELS, ATTENTIONS, SOURCES, TASKS]
+    places = [(table, name) for table in tables for name in ("_entries", "_plugins")]
+    places += [(registry, "BACKBONES"), (leaves, "RULES"), (leaves, "BROUGHT"), (plugins, "_registered")]
+    before = [getattr(owner, name).copy() for owner, name in places]
+    try:
+        yield
+    finally:
+        for (owner, name), values in zip(places, before, strict=True):
+            getattr(owner, name).clear()
+            getattr(owner, name).update(values)
