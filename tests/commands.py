@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 
+QUICK = "--xla_backend_optimization_level=0"
 ROOT = pathlib.Path(__file__).parents[1]
 
 # 8 channels in the first stage: compiles and steps in seconds, and has every part of the real thing.
@@ -14,9 +15,11 @@ TINY = ["--model.width-multiplier", "0.125", "--batch-size", "64", "--data.train
 TINY += ["--data.eval-split", "test[:100]", "--optim.warmup-epochs", "1"]
 
 
-def environment(**extra: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return kept | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | extra
+def environment(XLA_FLAGS: str = "", **extra: str) -> dict[str, str]:
+    """Of a command: one device, unless XLA_FLAGS say another number; XLA optimises as in the process of the tests."""
+    if QUICK in os.environ.get("XLA_FLAGS", ""):
+        XLA_FLAGS = f"{XLA_FLAGS} {QUICK}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": XLA_FLAGS, **extra}
 
 
 def start(*args: str, **env: str) -> subprocess.Popen:

@@ -1,6 +1,7 @@
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 import numpy as np
@@ -11,12 +12,17 @@ WORKER = "PYTEST_XDIST_WORKER" in os.environ
 # The tests compile the same small programs again and again, in many processes.
 if not WORKER:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="eca_jax_tests_")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Eight virtual devices for the sharding tests; to be set before JAX starts its CPU client. Commands that the tests
 # start see one device again (tests/commands.py).
 DEVICES = "--xla_force_host_platform_device_count=8"
+# Most of the time goes to compiling, and half of that to LLVM's optimisations, which change no statement of the tests:
+# they compare programs of one process or argue from the arithmetic. Parity with PyTorch is tested with them, and
+# ECA_JAX_OPTIMISED_TESTS=1 (.ci/full) tests everything with them.
+QUICK = "--xla_backend_optimization_level=0"
+flags = [DEVICES] if os.environ.get("ECA_JAX_OPTIMISED_TESTS") or "parity" in sys.argv else [DEVICES, QUICK]
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " " + DEVICES
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
 
 @pytest.fixture(scope="session", autouse=True)
