@@ -69,7 +69,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if name not in self._entries:
             for point in self._entry_points():
                 if point.name == name:
-                    load_plugin(point.value)
+                    load_plugin(point.module)
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
