@@ -45,7 +45,7 @@ def make_train_step(
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            sums={name: jnp.where(new_row, 0.0, state.sums[name]) + sums[name] for name in sums},
+            sums=add({name: jnp.where(new_row, 0.0, total) for name, total in state.sums.items()}, sums),
             skipped=state.skipped + ~finite,
             last_skipped=jnp.where(finite, state.last_skipped, state.step + 1),
             average=average,
@@ -104,6 +104,11 @@ def cut(batch: Batch, parts: int, group: int) -> Batch:
     return jax.tree.map(cut_leaf, batch)
 
 
+def add(sums: Sums, new: Sums) -> Sums:
+    """The totals with those of one more batch, whatever its loss is computed in."""
+    return {name: total + new[name].astype(total.dtype) for name, total in sums.items()}
+
+
 def make_eval_step(
     task: Task, model: nnx.GraphDef, dtype: Any, candidates: Sequence[int] | None = None
 ) -> Callable[[nnx.State, nnx.State, Batch, Sums], tuple[Sums, Any]]:
@@ -111,6 +116,6 @@ def make_eval_step(
 
     def eval_step(params: nnx.State, batch_stats: nnx.State, batch: Batch, sums: Sums) -> tuple[Sums, Any]:
         new, outputs = task.evaluate(nnx.merge(model, params, batch_stats), batch, dtype, candidates)
-        return {name: sums[name] + new[name] for name in sums}, outputs
+        return add(sums, new), outputs
 
     return eval_step
