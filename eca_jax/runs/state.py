@@ -91,9 +91,7 @@ def plan_state(config: Config, mesh: Mesh, *, num_examples: int, num_classes: in
     abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
-    return StatePlan(
-        network, schedule, optimizer, abstract_state, shardings, jax.jit(init, out_shardings=shardings)
-    )
+    return StatePlan(network, schedule, optimizer, abstract_state, shardings, jax.jit(init, out_shardings=shardings))
 
 
 def split(model: Any) -> tuple[nnx.GraphDef[Backbone], nnx.State, nnx.State]:
