@@ -98,8 +98,8 @@ def eca_jax_program(it: Contestant) -> tuple[Run, Facts]:
     from eca_jax.compiler_options import compiler_options
     from eca_jax.config import Config, ModelConfig
     from eca_jax.precompile.hlo import bytes_moved
-    from eca_jax.training.program import InFlight, build_program
     from eca_jax.sharding import make_mesh
+    from eca_jax.training.program import InFlight, build_program
 
     device = jax.devices()[0]
     rng = np.random.default_rng(0)
