@@ -145,6 +145,9 @@ class Writer:
 class NoWriter(contextlib.nullcontext):
     """What the other processes have."""
 
+    def __enter__(self) -> "NoWriter":
+        return self
+
     def advance(self) -> None: ...
     def train(self, step: int, epoch: float, lr: float, metrics: dict[str, float]) -> None: ...
     def evaluation(self, step: int, epoch: float, metrics: dict[str, float]) -> None: ...
