@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import os
 import pathlib
 import subprocess
@@ -137,13 +138,16 @@ def test_bfloat16_stays_bfloat16_in_stablehlo(tmp_path: pathlib.Path):
 def test_onnx_in_onnx_runtime(key: str, tmp_path: pathlib.Path):
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    export_onnx(random_model(key), tmp_path / "m.onnx", image_size=SIZE, metadata={"classes": "0 1 2"})
+    model = random_model(key)
+    export_onnx(model, tmp_path / "m.onnx", image_size=SIZE, about={"classes": "0 1 2"})
 
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     (x,), (y,) = session.get_inputs(), session.get_outputs()
     assert (x.name, x.shape, x.type) == ("images", ["b", SIZE, SIZE, 3], "tensor(float)")
     assert (y.name, y.shape, y.type) == ("logits", ["b", 10], "tensor(float)")
-    assert session.get_modelmeta().custom_metadata_map == {"classes": "0 1 2"}
+    about = {"classes": "0 1 2", "mean": list(model.preprocess.mean), "std": list(model.preprocess.std)}
+    found = session.get_modelmeta().custom_metadata_map
+    assert {name: json.loads(value) for name, value in found.items()} == about
     images, want = images_and_logits(key)
     for b in (1, 5):
         assert_same(session.run(["logits"], {"images": images[:b]})[0], want[:b])
