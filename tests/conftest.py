@@ -9,7 +9,8 @@ import pytest
 
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 """Started by `pytest -n`, with the environment of the process that is waiting for it."""
-# The tests compile the same small programs again and again, in many processes.
+# The tests compile the same small programs again and again, in many processes: a directory of this session's keeps
+# them all, also those of single operations, which a process that has just started has none of.
 if not WORKER:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="eca_jax_tests_")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

@@ -35,6 +35,8 @@ CONFIG = Config(
     epochs=3,
     log_every=4,
 )
+# Its rate does not depend on the number of epochs, so runs of any length are one program, which compiles once.
+CONSTANT = OptimConfig(schedule="constant")
 
 
 def configure(workdir: pathlib.Path, **fields) -> Config:
@@ -103,7 +105,7 @@ def test_evaluate_and_load_give_what_training_said(finished):
 
 
 def test_the_newest_and_the_best_checkpoint_are_kept(tmp_path):
-    config = configure(tmp_path, epochs=6, checkpoint=CheckpointConfig(keep=2))
+    config = configure(tmp_path, epochs=6, optim=CONSTANT, checkpoint=CheckpointConfig(keep=2))
     train(config)
     scores = {row["step"]: row["top1"] for row in rows(tmp_path) if row["kind"] == "eval"}
     best = max(scores, key=lambda step: (scores[step], step))
@@ -119,10 +121,10 @@ def test_nothing_is_read_from_the_devices_between_log_rows(tmp_path, monkeypatch
     value, advance = ArrayImpl._value, Writer.advance
     monkeypatch.setattr(ArrayImpl, "_value", property(lambda array: (reads.append(steps[-1]), value.fget(array))[1]))
     monkeypatch.setattr(Writer, "advance", lambda self: (steps.append(steps[-1] + 1), advance(self))[1])
-    train(configure(tmp_path, epochs=4, log_every=7, eval_every_epochs=4, checkpoint=CheckpointConfig(every_epochs=4)))
-    assert steps[-1] == 20
+    train(configure(tmp_path, eval_every_epochs=3, checkpoint=CheckpointConfig(every_epochs=3)))
+    assert steps[-1] == 15
     during = {step for step in reads if step > 0}
-    assert during == {7, 14, 20}
+    assert during == {4, 8, 12, 15}
 
 
 def test_the_loop_forbids_transfers_to_the_host(tmp_path, monkeypatch):
@@ -141,7 +143,7 @@ def test_the_loop_forbids_transfers_to_the_host(tmp_path, monkeypatch):
         return spied
 
     monkeypatch.setattr(loop, "compile_step", spying)
-    train(configure(tmp_path, epochs=1))
+    train(configure(tmp_path, epochs=1, optim=CONSTANT))
     assert seen == ["disallow"] * 5
 
 
@@ -166,7 +168,7 @@ def test_steps_that_are_not_finite_are_skipped_up_to_a_limit(tmp_path):
 
 
 def test_the_last_good_checkpoint_is_named_and_kept(tmp_path):
-    train(configure(tmp_path, epochs=1, optim=OptimConfig(lr=0.1, schedule="constant")))
+    train(configure(tmp_path, epochs=1, optim=CONSTANT))
     # The rate belongs to the configuration of the checkpoint, so the run is made to explode from inside its state.
     with Checkpoints(tmp_path, keep=2, score="top1") as checkpoints:
         program = build_program(CONFIG, make_mesh(), num_examples=320, num_classes=10)
@@ -178,7 +180,7 @@ def test_the_last_good_checkpoint_is_named_and_kept(tmp_path):
         checkpoints.save(6, bad, run, None)
     message = r"not finite in 2 steps, the last at step 8 .* the last good checkpoint is .*/checkpoints/6"
     with pytest.raises(EcaJaxError, match=message):
-        train(configure(tmp_path, epochs=2, optim=OptimConfig(lr=0.1, schedule="constant", max_skipped=0)))
+        train(configure(tmp_path, epochs=2, optim=dataclasses.replace(CONSTANT, max_skipped=0)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -201,7 +203,7 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path, monkeypatch, number):
 
 def test_several_epochs_may_end_in_one_step(tmp_path):
     data = dataclasses.replace(CONFIG.data, train_split="train[:24]")
-    train(configure(tmp_path, data=data, epochs=9, eval_every_epochs=2))  # steps end within epochs 3, 6 and 9
+    train(configure(tmp_path, data=data, optim=CONSTANT, epochs=9, eval_every_epochs=2))  # steps end within epochs 3, 6 and 9
     assert [row["step"] for row in rows(tmp_path) if row["kind"] == "eval"] == [1, 2, 3]
 
 
@@ -249,7 +251,7 @@ def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(finished
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
-    result = train(configure(tmp_path, epochs=1))
+    result = train(configure(tmp_path, epochs=1, optim=CONSTANT))
     for file in (result.checkpoint / "state").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(file.read_bytes()[:100])
