@@ -203,7 +203,8 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path, monkeypatch, number):
 
 def test_several_epochs_may_end_in_one_step(tmp_path):
     data = dataclasses.replace(CONFIG.data, train_split="train[:24]")
-    train(configure(tmp_path, data=data, optim=CONSTANT, epochs=9, eval_every_epochs=2))  # steps end within epochs 3, 6 and 9
+    # Steps end within epochs 3, 6 and 9.
+    train(configure(tmp_path, data=data, optim=CONSTANT, epochs=9, eval_every_epochs=2))
     assert [row["step"] for row in rows(tmp_path) if row["kind"] == "eval"] == [1, 2, 3]
 
 
