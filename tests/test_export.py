@@ -48,10 +48,10 @@ def random_model(key: str, **kwargs) -> Backbone:
     float32 is 2% away from itself in float64.
     """
     name, settings = MODELS[key]
-    model = create_model(name, num_classes=10, rngs=nnx.Rngs(0), **settings, **kwargs)
+    model = nnx.eval_shape(lambda: create_model(name, num_classes=10, rngs=nnx.Rngs(0), **settings, **kwargs))
     rng = np.random.default_rng(0)
     for path, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))):
-        shape = variable[...].shape
+        shape, dtype = variable.shape, variable.dtype
         values = rng.normal(0.0, 0.1, shape)
         if path[-1] == "kernel" and len(shape) > 1:
             values = rng.normal(0.0, np.prod(shape[:-1]) ** -0.5, shape)
@@ -61,7 +61,7 @@ def random_model(key: str, **kwargs) -> Backbone:
             values = rng.uniform(0.5, 1.5, shape)
         elif path[-1] == "var":
             values = rng.uniform(0.2, 0.6, shape)
-        variable[...] = jnp.asarray(values, variable[...].dtype)
+        variable.set_value(jnp.asarray(values, dtype))
     return model
 
 
