@@ -27,6 +27,7 @@ from eca_jax.training.loop import train
 from eca_jax.training.program import InFlight, Program
 from tests.commands import ROOT, TINY, assert_same_run, environment
 from tests.damage import refusal
+from tests.test_resume import ARGS
 from tests.training.test_loop import CONFIG, rows
 
 # 10 steps; log rows at 4, 8, 10, evaluations at 5 and 10, checkpoints at 3, 5, 6, 9, 10.
@@ -207,7 +208,7 @@ train_main(sys.argv[1:])
 
 
 def test_a_checkpoint_that_is_all_but_renamed_is_not_seen(tmp_path):
-    args = ["--workdir", str(tmp_path), *TINY, "--epochs", "2", "--checkpoint.every-steps", "3"]
+    args = ["--workdir", str(tmp_path), *TINY, *ARGS]
     result = subprocess.run([sys.executable, "-c", KILLED_IN_A_SAVE, *args], cwd=ROOT, env=environment(), timeout=600)
     assert result.returncode == -signal.SIGKILL
     (half,) = [path for path in (tmp_path / "checkpoints").iterdir() if not path.name.isdecimal()]
