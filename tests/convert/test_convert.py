@@ -19,7 +19,6 @@ from eca_jax.data.imagenet import class_names, readable
 from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn import AttentionConfig
-from eca_jax.tasks import Classification
 
 
 def randomised(name: str, **options):
@@ -103,17 +102,13 @@ def test_what_a_source_would_compute_differently_is_refused(name, options, sourc
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data_dir):
-    from eca_jax.config import Config, DataConfig, ModelConfig
-    from eca_jax.training import train
+    import dataclasses
 
-    config = Config(
-        model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.125),
-        data=DataConfig(name="digits", train_split="train[:128]", eval_split="test[:64]", num_threads=1),
-        task=Classification(PreprocessConfig(image_size=8, eval_resize=8, augment="none", flip=False)),
-        batch_size=64,
-        epochs=2,
-        workdir=str(tmp_path_factory.mktemp("run") / "run"),
-    )
+    from eca_jax.training import train
+    from tests.training.test_loop import CONFIG
+
+    # The run of tests/training/test_loop.py, so that one of the two compiles nothing.
+    config = dataclasses.replace(CONFIG, workdir=str(tmp_path_factory.mktemp("run") / "run"))
     train(config)
     return config
 
@@ -161,8 +156,8 @@ def test_a_run_of_weights_from_elsewhere(run, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
     assert "step 0, without momentum" in convert(file, tmp_path / "new", "orbax", config=run)
     result = train(dataclasses.replace(run, workdir=str(tmp_path / "new")))
-    assert result.new_steps == 4
-    assert f"continuing {tmp_path}/new at step 0 of 4" in capsys.readouterr().out, "with those weights, not fresh ones"
+    assert result.new_steps == 15
+    assert f"continuing {tmp_path}/new at step 0 of 15" in capsys.readouterr().out, "with those weights, not fresh ones"
     with pytest.raises(EcaJaxError, match="is not empty; expected a new directory"):
         convert(file, tmp_path / "new", "orbax", config=run)
 
@@ -180,7 +175,7 @@ def test_a_target_that_does_not_fit_is_refused_before_anything_is_read(tmp_path)
 
 def test_the_state_of_the_training_is_loaded_too(run):
     loaded = load(run.workdir)
-    assert loaded.epoch == 2
+    assert loaded.epoch == 3
     momentum = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(loaded.momentum)])
     assert np.abs(momentum).max() > 0
 
