@@ -4,8 +4,8 @@
 
 The directory has train.csv and val.csv, each with the heading `path,label` and a row `images/1.jpg,beach;dog` for each
 image; with one table alone, say --data.name csv:/path/table.csv --data.train-split 'train[:90%]' --data.eval-split
-'train[90%:]'. The weights are downloaded from the Hugging Face hub once; --model.pretrained takes any file or run of the
-same network. The score is mean average precision; what to expect depends on the images.
+'train[90%:]'. The weights are downloaded from the Hugging Face hub once; --model.pretrained takes any file or run of
+the same network. The score is mean average precision; what to expect depends on the images.
 """
 
 from eca_jax.config import Config, DataConfig, ModelConfig, OptimConfig

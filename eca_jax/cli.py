@@ -95,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> int:
     command.add_argument("--data-dir", help="where TFDS data sets are; default: the run's, or TFDS's own")
     command.set_defaults(function=_evaluate)
 
-    command = commands.add_parser("predict", help="print the most probable classes of image files")
+    command = commands.add_parser("predict", help="print what a model says of image files")
     command.add_argument("images", nargs="+", metavar="IMAGE")
     _add_run_arguments(command)
     _add_weights_arguments(command)

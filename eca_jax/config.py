@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import pathlib
-import runpy
 from typing import Annotated
 
 import tyro
@@ -16,7 +15,7 @@ from eca_jax.models.registry import MODELS, attention_from_old, resolve_attentio
 from eca_jax.nn.attention import ATTENTIONS
 from eca_jax.optim import OptimConfig
 from eca_jax.plain import from_plain, to_plain
-from eca_jax.plugins import with_missing_plugins
+from eca_jax.plugins import run_file, with_missing_plugins
 from eca_jax.sharding import ClusterConfig
 from eca_jax.tasks import TASKS, Classification, Task
 from eca_jax.tasks.registry import task_from_dict
@@ -68,6 +67,11 @@ class Config:
     """Checkpoints, metrics.jsonl, config.json and TensorBoard files of the run."""
 
     def __post_init__(self):
+        if type(self.task) is not TASKS.get(self.task.name):
+            raise EcaJaxError(
+                f"task: {type(self.task).__name__} is not registered as {self.task.name!r}: say so where it is "
+                f"defined, TASKS.register({self.task.name!r}, {type(self.task).__name__})"
+            )
         for name in ("batch_size", "epochs", "log_every", "eval_every_epochs"):
             expect_positive(name, getattr(self, name))
         if not 0 <= self.seed < 2**32:
@@ -205,7 +209,7 @@ def load_config(path: str) -> Config:
         near = difflib.get_close_matches(path, others, n=3) or others
         raise EcaJaxError(f"--config: there is no file {path}; there are: {', '.join(near) or 'none'}")
     try:
-        config = runpy.run_path(str(file)).get("config")
+        config = vars(run_file(file)).get("config")
     except EcaJaxError:
         raise
     except Exception as error:  # it is the user's program: anything can go wrong in it

@@ -5,7 +5,7 @@ attention are those of the attention's kind.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast
 
 import tyro
@@ -35,17 +35,19 @@ def overridden(path: str, args: Sequence[str], *, prog: str, description: str) -
     model = config.model
     name = _value("--model.name", args) or model.name
     kind = _value("--model.attention.kind", args) or model.attention.kind
-    kind = model_row(name)[1].kind if kind in (None, "None") else kind
+    own = model_row(name)[1]
+    kind = own.kind if kind in (None, "None") else kind
+    implied = own.given if kind == own.kind else {}
     registry = ConstructorRegistry()
-    registry.struct_rule(lambda info: _attention_fields(info, kind or "none"))
+    registry.struct_rule(lambda info: _attention_fields(info, kind or "none", implied))
     with registry:
         return tyro.cli(Config, prog=prog, description=description, default=config, args=args)
 
 
-def _attention_fields(info: StructTypeInfo, kind: str) -> StructConstructorSpec | None:
+def _attention_fields(info: StructTypeInfo, kind: str, implied: Mapping[str, Any]) -> StructConstructorSpec | None:
     """How tyro sees an `AttentionConfig`: the kind, and beside it the fields of the kind's options.
 
-    An option that keeps its default stays unsaid, so that the model's name decides it.
+    `implied` are the options that the model's name says. One that keeps what the name says stays unsaid.
     """
     if info.type is not AttentionConfig:
         return None
@@ -55,14 +57,16 @@ def _attention_fields(info: StructTypeInfo, kind: str) -> StructConstructorSpec 
     given = {name: value for name, value in default.given.items() if name in own}
 
     def instantiate(kind: str | None, options: Any) -> AttentionConfig:
-        values, usual = dataclasses.asdict(options), dataclasses.asdict(row.options())
+        values, usual = dataclasses.asdict(options), dataclasses.asdict(row.options(**implied))
         said = {name: value for name, value in values.items() if name in given or value != usual[name]}
         return AttentionConfig(kind, **said)
 
     about = f"None is what the model's name says. The options beside it are those of {kind!r}."
     fields = (
         StructFieldSpec("kind", cast(Any, str | None), default.kind, helptext=about),
-        StructFieldSpec("options", cast(Any, Annotated[row.options, tyro.conf.arg(name="")]), row.options(**given)),
+        StructFieldSpec(
+            "options", cast(Any, Annotated[row.options, tyro.conf.arg(name="")]), row.options(**{**implied, **given})
+        ),
     )
     return StructConstructorSpec(instantiate=instantiate, fields=fields)
 

@@ -18,7 +18,8 @@ import importlib.util
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Generic, TypeVar
 
 from eca_jax.errors import EcaJaxError, nearest
@@ -32,24 +33,30 @@ _loading: list[str] = []
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A table of names; `kind` is what its entries are ('attention'), and its entry points' group `eca_jax.<kind>s`."""
+    """A table of names; `kind` is what its entries are ('attention'), and its entry points' group `eca_jax.<kind>s`.
 
-    def __init__(self, kind: str, entries: Mapping[str, T]):
+    `fault` says what is wrong with an entry that is to be registered under a name; None where nothing is.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, T], fault: Callable[[str, T], str | None] | None = None):
         self.kind = kind
         self.group = f"eca_jax.{kind.replace(' ', '_')}s"
         self._entries: dict[str, T] = dict(entries)
         self._plugins: dict[str, str] = {}
+        self._fault = fault
 
     def register(self, name: str, entry: T) -> None:
         """Adds an entry under a new name.
 
         Raises:
-          EcaJaxError: the name is taken, by us or by another plugin.
+          EcaJaxError: the name is taken, by us or by another plugin, or the entry is not as it should be.
         """
         plugin = _loading[-1] if _loading else _calling_module()
         if name in self._entries and self._plugins.get(name) != plugin:
             owner = self._plugins.get(name, "eca_jax itself")
             raise EcaJaxError(f"plugin {plugin}: the {self.kind} {name!r} is registered already, by {owner}")
+        if self._fault is not None and (fault := self._fault(name, entry)):
+            raise EcaJaxError(f"plugin {plugin}: the {self.kind} {name!r}: {fault}")
         self._entries[name] = entry
         self._plugins[name] = plugin
         _registered.add(plugin)
@@ -88,13 +95,18 @@ def load_plugin(name: str) -> None:
     Raises:
       EcaJaxError: names the plugin and what its import said.
     """
-    _loading.append(name)
+    file = pathlib.Path(name).resolve() if name.endswith(".py") else None
+    if file is not None and str(file) in sys.modules:
+        return
+    _loading.append(name if file is None else str(file))
     try:
-        if name.endswith(".py"):
-            _run_file(pathlib.Path(name))
-        else:
+        if file is None:
             with _working_directory_on_path():
                 importlib.import_module(name)
+        elif file.is_file():
+            run_file(file)
+        else:
+            raise EcaJaxError(f"plugin {name}: there is no such file")
     except EcaJaxError:
         raise
     except Exception as error:  # it is the user's program: anything can go wrong in it
@@ -103,30 +115,28 @@ def load_plugin(name: str) -> None:
         _loading.pop()
 
 
+def run_file(path: pathlib.Path) -> ModuleType:
+    """Runs a Python file as a module that is called as its absolute path."""
+    name = str(path.resolve())
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
 def with_missing_plugins(error: EcaJaxError, plugins: Sequence[str]) -> EcaJaxError:
-    """The error that reading a run or weights met, and which of the plugins that they need are not loaded."""
+    """The error that reading a run or weights met, or which of the plugins that they need are not loaded."""
     missing = [plugin for plugin in plugins if plugin not in _registered]
     if not missing:
         return error
     options = " ".join(f"--plugin {plugin}" for plugin in missing)
-    return EcaJaxError(f"{error} It was written with {', '.join(missing)}: give {options}, or import it before")
-
-
-def _run_file(path: pathlib.Path) -> None:
-    key = str(path.resolve())
-    if key in sys.modules:
-        return
-    if not path.is_file():
-        raise EcaJaxError(f"plugin {path}: there is no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[key] = module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[key]
-        raise
+    return EcaJaxError(f"it was written with {', '.join(missing)}: give {options}, or import it before ({error})")
 
 
 @contextlib.contextmanager
@@ -143,9 +153,9 @@ def _working_directory_on_path() -> Iterator[None]:
 
 
 def _calling_module() -> str:
-    """The module that called `register`, or the file where it is run as a program (a configuration)."""
+    """The module that called `register`, or the file where it is run as a program."""
     frame = sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == "eca_jax":
         frame = frame.f_back
     name = str(frame.f_globals.get("__name__", ""))
-    return str(frame.f_globals.get("__file__", name)) if name in ("__main__", "<run_path>") else name
+    return str(frame.f_globals.get("__file__", name)) if name == "__main__" else name

@@ -283,7 +283,7 @@ def test_other_frameworks_need_a_layout(imported, tmp_path, capsys):
 
 def test_a_run_or_weights_without_the_plugin_name_it(trained, weights, not_imported, capsys):
     needs = (
-        "It was written with my_package.gates, my_package.nets: give --plugin my_package.gates --plugin my_package.nets"
+        "it was written with my_package.gates, my_package.nets: give --plugin my_package.gates --plugin my_package.nets"
     )
     for args in (["evaluate", "--run", str(trained)], ["evaluate", "--weights", str(weights), "--data", "digits"]):
         assert cli.main(args) == 2
@@ -298,7 +298,7 @@ def test_a_run_that_names_a_module_does_not_import_it(trained, not_imported, pac
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "run/config.json").write_text(json.dumps(values | {"plugins": ["my_package.gates"]}))
     assert cli.main(["evaluate", "--run", str(tmp_path / "run")]) == 2
-    assert "It was written with my_package.gates: give --plugin my_package.gates" in error(capsys)
+    assert "it was written with my_package.gates: give --plugin my_package.gates" in error(capsys)
 
 
 def test_an_unknown_attention_is_answered_with_the_way_to_bring_one(not_imported):

@@ -279,6 +279,15 @@ class Attention:
     """A frozen dataclass: what can be chosen, with its defaults. It refuses what cannot work."""
 
 
+def attention_fault(name: str, attention: Attention) -> str | None:
+    """What is wrong with an attention that is to be registered."""
+    options = attention.options
+    if not dataclasses.is_dataclass(options):
+        return f"its options, {options.__name__}, are no dataclass"
+    unset = [f.name for f in dataclasses.fields(options) if f.default is f.default_factory is dataclasses.MISSING]
+    return f"its options have no default for {', '.join(unset)}" if unset else None
+
+
 ATTENTIONS: Registry[Attention] = Registry(
     "attention",
     {
@@ -310,6 +319,7 @@ ATTENTIONS: Registry[Attention] = Registry(
             SEOptions,
         ),
     },
+    attention_fault,
 )
 """What can go into a slot, by its kind; `ATTENTIONS.register("my_gate", Attention(...))` adds one."""
 

@@ -5,7 +5,7 @@ built, what the loss is, and how an evaluation becomes scores. Everything else (
 optimisers, checkpoints, signals) is the same for all tasks and knows none by name.
 
 To add one, write a subclass and register it: `TASKS.register("my_task", MyTask)`. A configuration then says
-`Config(task=MyTask(...))`, and the command line has its fields.
+`Config(task=MyTask(...))`, and the command line has its fields, without a prefix.
 """
 
 import dataclasses

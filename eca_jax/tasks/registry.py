@@ -9,6 +9,21 @@ from eca_jax.tasks.base import Task
 from eca_jax.tasks.classification import Classification
 from eca_jax.tasks.multi_label import MultiLabel
 
+REQUIRED = ("train_example", "eval_example", "padding", "abstract_batch", "loss", "evaluate", "describe", "predictor")
+REQUIRED += ("describe_prediction",)
+"""The methods that a task has to define."""
+
+
+def task_fault(name: str, task: type[Task]) -> str | None:
+    """What is wrong with a task that is to be registered."""
+    if vars(task).get("name") != name:
+        return f"its class says `name: ClassVar[str] = {vars(task).get('name')!r}`; expected {name!r}"
+    if not isinstance(getattr(task, "best", None), str):
+        return "its class does not say which score is the `best`"
+    missing = [method for method in REQUIRED if getattr(task, method) is getattr(Task, method)]
+    return f"it does not define {', '.join(missing)}" if missing else None
+
+
 TASKS: Registry[type[Task]] = Registry("task", {task.name: task for task in (Classification, MultiLabel)})
 
 

@@ -15,6 +15,7 @@ from eca_jax.data.config import DataConfig
 from eca_jax.data.loader import eval_batches
 from eca_jax.data.records import Source, check_classes
 from eca_jax.data.sources import open_source
+from eca_jax.errors import EcaJaxError
 from eca_jax.runs.directory import choose_step, open_run
 from eca_jax.runs.state import TrainState, split as split_model
 from eca_jax.sharding import batch_sharding, make_mesh, replicated
@@ -68,7 +69,10 @@ def score(
         in_flight.add(sums["count"])
         if stop is not None and stop.requested():
             raise Stopped
-    return task.scores(jax.device_get(sums), outputs)
+    scores = task.scores(jax.device_get(sums), outputs)
+    if task.best not in scores:
+        raise EcaJaxError(f"the task {task.name!r}: its best score, {task.best!r}, is none of {', '.join(scores)}")
+    return scores
 
 
 def evaluate_run(

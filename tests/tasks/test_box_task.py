@@ -178,7 +178,7 @@ def test_a_run_says_what_it_needs(config):
         plugins._registered.discard("tests.boxes")
         message = refusal(from_dict, values)
     assert "unknown task 'test_boxes'. Known: classification, multi_label." in message
-    assert message.endswith("It was written with tests.boxes: give --plugin tests.boxes, or import it before")
+    assert message.startswith("it was written with tests.boxes: give --plugin tests.boxes, or import it before (")
 
 
 def test_a_name_is_taken_once(config):
