@@ -37,6 +37,14 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
     return directory
 
 
+LONGEST = ("test_cluster.py", "test_step.py", "test_faults.py", "test_resume.py", "test_loop.py", "test_convert.py")
+"""Files to begin with, so that two workers end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_sessionfinish() -> None:
     if not WORKER:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -169,6 +169,7 @@ def test_two_processes_of_four_devices_are_one_of_eight(one):
     assert two[0].rows | two[1].rows == alone.rows
 
 
+@pytest.mark.slow
 def test_a_run_moves_between_clusters_and_survives_the_death_of_a_process(one):
     """8 devices, then 2 processes of 2 devices twice, then 1 device; each but the last is ended by a fault."""
     directory, alone = one

@@ -10,7 +10,7 @@ from eca_jax.compiler_options import compiler_options
 from eca_jax.models.mobilenetv2 import InvertedResidual
 from eca_jax.models.resnet import Bottleneck
 from eca_jax.nn import BatchNorm
-from eca_jax.nn.attention import AttentionConfig
+from eca_jax.nn.attention import AttentionConfig, Place
 from eca_jax.nn.bricks import Bricks
 
 
@@ -18,7 +18,9 @@ from eca_jax.nn.bricks import Bricks
 @pytest.mark.parametrize("kind", [Bottleneck, InvertedResidual])
 def test_blocks_say_the_same_with_them(kind, training):
     bricks = Bricks(AttentionConfig("eca"), nnx.Rngs(0))
-    block = kind(64, 16, 1, 3, False, 0.0, bricks) if kind is Bottleneck else kind(64, 64, 1, 6, 3, 0.0, bricks)
+    block = (
+        kind(64, 16, 1, Place(), False, 0.0, bricks) if kind is Bottleneck else kind(64, 64, 1, 6, Place(), 0.0, bricks)
+    )
     block.train() if training else block.eval()
     rng = np.random.default_rng(0)
     for _, norm in nnx.iter_modules(block):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from eca_jax.config import CheckpointConfig, Config
+from eca_jax.config import CheckpointConfig, Config, ModelConfig
 from eca_jax.errors import EcaJaxError
 from eca_jax.runs.checkpoint import Checkpoints, DamagedCheckpoint, checksums
 from eca_jax.runs.run import load_run, read_run
@@ -28,6 +28,7 @@ from eca_jax.training.program import InFlight, Program
 from tests.commands import ROOT, TINY, assert_same_run, environment
 from tests.damage import refusal
 from tests.test_resume import ARGS
+from tests.tiny import brought_from_outside, register
 from tests.training.test_loop import CONFIG, rows
 
 # 10 steps; log rows at 4, 8, 10, evaluations at 5 and 10, checkpoints at 3, 5, 6, 9, 10.
@@ -50,8 +51,16 @@ def one_program(monkeypatch):
     monkeypatch.setattr(loop, "build_program", build)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def smallest_backbone():
+    """Faults are the same for every network, and this one compiles in a second."""
+    with brought_from_outside():
+        register()
+        yield
+
+
 def configure(workdir: pathlib.Path) -> Config:
-    return dataclasses.replace(SHORT, workdir=str(workdir))
+    return dataclasses.replace(SHORT, workdir=str(workdir), model=ModelConfig("eca_tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +283,7 @@ def test_an_evaluation_that_is_due_survives_being_stopped_again_and_killed(tmp_p
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 24 MiB: room for the run, whose checkpoints have 1.7."""
+    """A file system of 24 MiB: room for the run, whose checkpoints have 0.3."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
@@ -296,7 +305,7 @@ def fill(disk: pathlib.Path, leaving: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "leaving"), [pytest.param(6, 2**18, id="checkpoint"), pytest.param(7, 0, id="metrics")]
+    ("step", "leaving"), [pytest.param(6, 2**16, id="checkpoint"), pytest.param(7, 0, id="metrics")]
 )
 def test_a_full_disk_stops_the_run_and_loses_nothing(small_disk, undisturbed, monkeypatch, step, leaving):
     run = small_disk / "run"

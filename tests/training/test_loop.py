@@ -12,9 +12,13 @@ from flax import nnx
 from jax._src.array import ArrayImpl
 
 from eca_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimConfig, load_config
+from eca_jax.convert.files import write_safetensors
+from eca_jax.convert.pretrained import own_metadata
+from eca_jax.convert.state_dict import NATIVE, to_state_dict
 from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
+from eca_jax.models.config import build_model
 from eca_jax.runs.checkpoint import Checkpoints
 from eca_jax.runs.run import load_run
 from eca_jax.runs.writers import Writer
@@ -25,6 +29,7 @@ from eca_jax.training.evaluate import evaluate_run
 from eca_jax.training.loop import train
 from eca_jax.training.program import InFlight, build_program
 from tests.commands import ROOT
+from tests.tiny import brought_from_outside, register
 
 CONFIG = Config(
     model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.125),
@@ -39,8 +44,17 @@ CONFIG = Config(
 CONSTANT = OptimConfig(schedule="constant")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def smallest_backbone():
+    """The loop is the same for every network, and this one compiles in a second."""
+    with brought_from_outside():
+        register()
+        yield
+
+
 def configure(workdir: pathlib.Path, **fields) -> Config:
-    return dataclasses.replace(CONFIG, workdir=str(workdir), **fields)
+    model = ModelConfig("eca_tiny")
+    return dataclasses.replace(CONFIG, **{"workdir": str(workdir), "model": model, **fields})
 
 
 def rows(workdir: pathlib.Path) -> list[dict]:
@@ -71,7 +85,7 @@ def test_a_run_ends_with_an_evaluation_and_a_checkpoint(finished):
     assert rows(workdir)[-1] == {"kind": "eval", "step": 15, "epoch": 3.0, **result.evaluation}
     assert result.evaluation["count"] == 100
     assert list((workdir / "tensorboard").iterdir())
-    assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "eca_resnet18"
+    assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "eca_tiny"
 
 
 def test_learning_rate_in_the_log_is_the_one_of_the_step(finished):
@@ -171,7 +185,7 @@ def test_the_last_good_checkpoint_is_named_and_kept(tmp_path):
     train(configure(tmp_path, epochs=1, optim=CONSTANT))
     # The rate belongs to the configuration of the checkpoint, so the run is made to explode from inside its state.
     with Checkpoints(tmp_path, keep=2, score="top1") as checkpoints:
-        program = build_program(CONFIG, make_mesh(), num_examples=320, num_classes=10)
+        program = build_program(configure(tmp_path), make_mesh(), num_examples=320, num_classes=10)
         state = checkpoints.read_state(5, program.abstract_state)
         run = checkpoints.read_run(5)
         import jax
@@ -260,8 +274,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         evaluate_run(str(tmp_path))
 
 
-def test_a_run_starts_from_pretrained_weights_with_a_new_head_and_frozen_stages(finished, tmp_path):
+def test_a_run_starts_from_pretrained_weights_with_a_new_head_and_frozen_stages(tmp_path, data_dir):
     """Fine-tuning on a directory of images: configs/finetune.py, small."""
+    first = tmp_path / "first.safetensors"
+    fresh = build_model(CONFIG.model, 10, nnx.Rngs(0))
+    write_safetensors(first, to_state_dict(fresh, NATIVE), own_metadata(fresh))
     source = open_source("digits", "train[:200]")
     for number, (image, label) in enumerate(source):
         if label < 3:
@@ -270,7 +287,7 @@ def test_a_run_starts_from_pretrained_weights_with_a_new_head_and_frozen_stages(
             (folder / f"{number}.png").write_bytes(image)
     config = configure(
         tmp_path / "run",
-        model=dataclasses.replace(CONFIG.model, pretrained=str(finished[0]), skip=("fc.*",)),
+        model=dataclasses.replace(CONFIG.model, pretrained=str(first), skip=("fc.*",)),
         data=DataConfig(f"folder:{tmp_path}/images", eval_split="val", num_threads=1),
         optim=dataclasses.replace(load_config(str(ROOT / "configs/finetune.py")).optim, warmup_epochs=0),
         batch_size=8,
@@ -280,7 +297,7 @@ def test_a_run_starts_from_pretrained_weights_with_a_new_head_and_frozen_stages(
     model, _, names = load_run(tmp_path / "run")
     assert names == ("class0", "class1", "class2")
     assert model.architecture.num_classes == 3
-    old, new = (dict(nnx.to_flat_state(nnx.state(m))) for m in (load_run(finished[0])[0], model))
+    old, new = (dict(nnx.to_flat_state(nnx.state(m))) for m in (fresh, model))
     same = {".".join(map(str, path)): np.array_equal(old[path], new[path]) for path in old if path[0] != "fc"}
     assert {name for name, equal in same.items() if equal} == {
         name for name in same if name.startswith(("conv1.", "bn1.", "layer1."))

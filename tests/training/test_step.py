@@ -81,12 +81,15 @@ def with_optim(base: Config, **fields) -> Config:
     "config",
     [
         with_model(batch_norm_group=4),  # a group inside a device
-        with_model(batch_norm_group=8),  # a group over two devices
+        pytest.param(with_model(batch_norm_group=8), marks=pytest.mark.slow),  # a group over two devices
         with_model(batch_norm_group=None, name="se_resnet18", dropout=0.5),  # the whole batch
-        dataclasses.replace(
-            with_model(batch_norm_group=2, drop_path=0.5),
-            optim=OptimConfig("lamb", lr=0.005, ema_decay=0.9, accumulate=2, clip_norm=1.0, decay_vectors=False),
-            task=dataclasses.replace(CONFIG.task, mix=MixConfig(0.2, 1.0), label_smoothing=0.0),
+        pytest.param(
+            dataclasses.replace(
+                with_model(batch_norm_group=2, drop_path=0.5),
+                optim=OptimConfig("lamb", lr=0.005, ema_decay=0.9, accumulate=2, clip_norm=1.0, decay_vectors=False),
+                task=dataclasses.replace(CONFIG.task, mix=MixConfig(0.2, 1.0), label_smoothing=0.0),
+            ),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["group of 4", "group of 8", "global, dropout", "recipe"],
