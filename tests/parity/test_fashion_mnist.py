@@ -37,7 +37,7 @@ def test_the_networks_compute_the_same(train):
     with torch.no_grad():
         expected = theirs(authors.to_torch(images)).numpy()
 
-    ours = build_model(CONFIG, 10, nnx.Rngs(0))
+    ours = build_model(CONFIG.model, 10, nnx.Rngs(0))
     nnx.update(ours, nnx.state(from_state_dict(tensors, source="ecanet")))
     ours.train() if train else ours.eval()
     graphdef, state = nnx.split(ours)
