@@ -167,7 +167,7 @@ def load(source: str | os.PathLike, *, skip: Sequence[str] = (), **wanted) -> Lo
                 f"{path}: the optimiser has the momentum of {len(file.momentum)} parameters, the model {len(names)}"
             )
         momentum = momentum_from_state_dict(model, dict(zip(names, file.momentum, strict=True)), origin)
-    names = None if skip else saved_class_names(file)
+    names = None if skip else saved_class_names(file, model.architecture.num_classes)
     return Loaded(model, origin, momentum, file.epoch, task=saved_task(file, model.preprocess), class_names=names)
 
 
@@ -208,15 +208,14 @@ def _download(repository: str) -> pathlib.Path:
 def identify(file: WeightFile) -> tuple[str, Architecture]:
     """(source, architecture) of the weights in a file."""
     if file.metadata:
-        if file.metadata.get("format", 0) > FORMAT:
+        if (written := from_plain(file.metadata.get("format", 0), int, METADATA)) > FORMAT:
             raise EcaJaxError(
-                f"the weights are of format {file.metadata['format']}, this version of eca_jax reads up to {FORMAT}: "
-                "upgrade eca_jax"
+                f"the weights are of format {written}, this version of eca_jax reads up to {FORMAT}: upgrade eca_jax"
             )
         try:
             return NATIVE, from_plain(_architecture_from_old(file.metadata), Architecture, METADATA)
         except EcaJaxError as error:
-            raise with_missing_plugins(error, file.metadata.get("plugins", [])) from error
+            raise with_missing_plugins(error, saved_plugins(file)) from error
     shapes = {key.removeprefix("module."): value.shape for key, value in file.tensors.items()}
     return infer({key: shape for key, shape in shapes.items() if not key.endswith(COUNTER)})
 
@@ -257,13 +256,20 @@ def saved_task(file: WeightFile, preprocess: PreprocessConfig) -> Task:
         values = from_plain(file.metadata["task"], dict[str, Any], METADATA)
         return task_from_dict({"name": "", **values, "preprocess": to_plain(preprocess)})
     except EcaJaxError as error:
-        raise with_missing_plugins(error, file.metadata.get("plugins", [])) from error
+        raise with_missing_plugins(error, saved_plugins(file)) from error
 
 
-def saved_class_names(file: WeightFile) -> tuple[str, ...] | None:
+def saved_plugins(file: WeightFile) -> list[str]:
+    """What has to be imported before the weights are understood."""
+    return from_plain(file.metadata.get("plugins", []), list[str], METADATA)
+
+
+def saved_class_names(file: WeightFile, num_classes: int) -> tuple[str, ...] | None:
     """The names of the classes, where the weights say them."""
-    names = file.metadata.get("class_names")
-    return None if names is None else tuple(map(str, names))
+    names = from_plain(file.metadata.get("class_names"), tuple[str, ...] | None, METADATA)  # pyright: ignore[reportArgumentType]
+    if names is not None and len(names) != num_classes:
+        raise EcaJaxError(f"{METADATA}: {len(names)} class names, the weights have {num_classes} classes")
+    return names
 
 
 def own_metadata(

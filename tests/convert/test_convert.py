@@ -19,6 +19,7 @@ from eca_jax.data.imagenet import class_names, readable
 from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn import AttentionConfig
+from tests.damage import refusal
 
 
 def randomised(name: str, **options):
@@ -191,3 +192,21 @@ def test_names_of_imagenet():
 def test_metadata_is_json_that_a_person_can_read():
     metadata = own_metadata(nnx.eval_shape(lambda: eca_jax.create_model("eca_resnet18", rngs=nnx.Rngs(0))))
     assert json.loads(json.dumps(metadata))["architecture"]["attention"]["kind"] == "eca"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("format", 99, "of format 99, this version of eca_jax reads up to 1: upgrade"),
+        ("format", "1", "Expected `int`, got `str`"),
+        ("class_names", ["a", "b"], "2 class names, the weights have 10 classes"),
+        ("class_names", 3, "Expected `array | null`, got `int`"),
+        ("task", "classification", "Expected `object`, got `str`"),
+        ("task", {"name": "nothing"}, "unknown task 'nothing'"),
+    ],
+)
+def test_what_a_weight_file_says_of_itself_is_checked(tmp_path, key, value, message):
+    model = eca_jax.create_model("eca_resnet18", num_classes=10, width_multiplier=0.0625, rngs=nnx.Rngs(0))
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, to_state_dict(model, NATIVE), own_metadata(model) | {key: value})
+    assert message in refusal(eca_jax.load_pretrained, path)
