@@ -48,8 +48,9 @@ class Tiny(Backbone):
 
 
 def register() -> None:
-    """The models `tiny`, `se_tiny` and `eca_tiny`."""
-    registry.register_backbone("tiny", Tiny)
+    """The models `tiny`, `se_tiny` and `eca_tiny`, where they are not there yet."""
+    if "tiny" not in registry.MODELS:
+        registry.register_backbone("tiny", Tiny)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from eca_jax.training import evaluate, loop
 from eca_jax.training.loop import train
 from tests.commands import ROOT, environment
 from tests.damage import refusal
+from tests.tiny import brought_from_outside, register
 
 CONFIG = PreprocessConfig(image_size=8, eval_resize=8, randaugment=7, crop_area=(0.3, 1.0))
 FILES = 12
@@ -162,25 +163,30 @@ def flipped(data_dir, tmp_path) -> pathlib.Path:
     return tmp_path / "tfds"
 
 
-RUN = Config(
-    model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.125),
-    data=DataConfig(name="digits", train_split="train[300:340]", eval_split="test[300:350]", max_bad=2),
-    task=Classification(PreprocessConfig(image_size=8, eval_resize=8, augment="pad_and_crop", pad=1)),
-    optim=OptimConfig(schedule="constant"),
-    batch_size=16,
-    epochs=2,
-    log_every=4,
-)
+@pytest.fixture
+def base():
+    """A configuration of the smallest backbone."""
+    with brought_from_outside():
+        register()
+        yield Config(
+            model=ModelConfig(name="eca_tiny"),
+            data=DataConfig(name="digits", train_split="train[300:340]", eval_split="test[300:350]", max_bad=2),
+            task=Classification(PreprocessConfig(image_size=8, eval_resize=8, augment="pad_and_crop", pad=1)),
+            optim=OptimConfig(schedule="constant"),
+            batch_size=16,
+            epochs=2,
+            log_every=4,
+        )
 
 
-def test_a_run_over_damaged_array_records(flipped, tmp_path, capfd, monkeypatch):
+def test_a_run_over_damaged_array_records(base, flipped, tmp_path, capfd, monkeypatch):
     """It stops; or ends as said, with the same parameters whatever the number of threads."""
     for module in (loop, evaluate):  # to compile for less
         monkeypatch.setattr(module, "make_mesh", lambda devices=None: make_mesh(jax.devices()[:1]))
 
     def run(name: str, max_bad: int, num_threads: int):
-        data = dataclasses.replace(RUN.data, data_dir=str(flipped), max_bad=max_bad, num_threads=num_threads)
-        return train(dataclasses.replace(RUN, data=data, workdir=str(tmp_path / name)))
+        data = dataclasses.replace(base.data, data_dir=str(flipped), max_bad=max_bad, num_threads=num_threads)
+        return train(dataclasses.replace(base, data=data, workdir=str(tmp_path / name)))
 
     assert "cannot read record 12 of 'digits', split 'train[300:340]': Corrupted Riegeli" in refusal(run, "a", 0, 2)
     results = [run("a", 2, 2), run("b", 2, 16)]  # the first goes on in the directory of the run that stopped
@@ -196,9 +202,9 @@ def test_a_run_over_damaged_array_records(flipped, tmp_path, capfd, monkeypatch)
     assert evaluate.evaluate_run(str(tmp_path / "a"))[2]["count"] == 49
 
 
-def test_the_tolerance_may_change_when_a_run_goes_on():
-    more = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, max_bad=9))
-    assert differences(RUN, more) == []
+def test_the_tolerance_may_change_when_a_run_goes_on(base):
+    more = dataclasses.replace(base, data=dataclasses.replace(base.data, max_bad=9))
+    assert differences(base, more) == []
     with pytest.raises(EcaJaxError, match=r"data.max_bad: expected 0 or more, got -1"):
         DataConfig(max_bad=-1)
 

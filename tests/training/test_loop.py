@@ -274,6 +274,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         evaluate_run(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_pretrained_weights_with_a_new_head_and_frozen_stages(tmp_path, data_dir):
     """Fine-tuning on a directory of images: configs/finetune.py, small."""
     first = tmp_path / "first.safetensors"
