@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.compiler_options import compiler_options
+from eca_jax.data.preprocess import PreprocessConfig, eval_image, normalise
 from eca_jax.data.records import Source
 from eca_jax.models.base import Backbone
 from eca_jax.models.config import ModelConfig, build_model
@@ -158,6 +159,23 @@ class Task:
     def to_dict(self) -> dict[str, Any]:
         """Name and fields."""
         return {"name": self.name, **to_plain(self)}
+
+
+def image_predictor(
+    model: Any, preprocess: PreprocessConfig, activation: Callable[[jax.Array], jax.Array]
+) -> Callable[[bytes], Callable[[], np.ndarray]]:
+    """A `predictor`: activation of the logits of one image, (classes)."""
+
+    def predictions(image: jax.Array) -> jax.Array:
+        return activation(model(normalise(image, preprocess))[0])
+
+    jitted = jax.jit(predictions, compiler_options=compiler_options())
+
+    def predict(data: bytes) -> Callable[[], np.ndarray]:
+        image = eval_image(data, preprocess)
+        return lambda: np.asarray(jitted(jnp.asarray(image[None])))
+
+    return predict
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, float]:

@@ -11,12 +11,11 @@ import optax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from eca_jax.compiler_options import compiler_options
 from eca_jax.data.imagenet import readable
 from eca_jax.data.preprocess import begin_train_image, eval_image, normalise
 from eca_jax.data.records import Source
 from eca_jax.errors import EcaJaxError, expect_share
-from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task
+from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task, image_predictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +84,7 @@ class MultiLabel(Task):
 
     def predictor(self, model: Any) -> Callable[[bytes], Callable[[], np.ndarray]]:
         """-> the probability of every class."""
-
-        def probabilities(image: jax.Array) -> jax.Array:
-            return jax.nn.sigmoid(model(normalise(image, self.preprocess))[0])
-
-        jitted = jax.jit(probabilities, compiler_options=compiler_options())
-
-        def predict(data: bytes) -> Callable[[], np.ndarray]:
-            image = eval_image(data, self.preprocess)
-            return lambda: np.asarray(jitted(jnp.asarray(image[None])))
-
-        return predict
+        return image_predictor(model, self.preprocess, jax.nn.sigmoid)
 
     def describe_prediction(self, prediction: Any, class_names: Sequence[str], top: int) -> Iterator[str]:
         """The most probable classes, those that count as present with a mark."""
