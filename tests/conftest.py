@@ -37,7 +37,14 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
     return directory
 
 
-LONGEST = ("test_cluster.py", "test_step.py", "test_faults.py", "test_resume.py", "test_loop.py", "test_convert.py")
+LONGEST = (
+    "test_cluster_tasks.py",
+    "test_step.py",
+    "test_faults.py",
+    "test_resume.py",
+    "test_loop.py",
+    "test_convert.py",
+)
 """Files to begin with, so that two workers end together."""
 
 

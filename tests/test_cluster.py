@@ -15,6 +15,8 @@ import pytest
 from tests.commands import ROOT, environment
 from tests.oracles import top_1_and_5
 
+pytestmark = pytest.mark.system
+
 # A group of 16 lies inside a device. (Groups of 4 on the 1x1 pixels of the last stage make a chaotic run: there a
 # difference of 1e-16 grows by half an order of magnitude a step, here it stays below 1e-13.)
 ARGS = "--model.width-multiplier 0.125 --model.batch-norm-group 16 --model.dtype float64 --data.train-split train[:640]"

@@ -22,6 +22,8 @@ from tests.commands import ROOT, environment
 from tests.tasks.test_multi_label import write_tables
 from tests.training.test_loop import rows
 
+pytestmark = pytest.mark.system
+
 # Trains, and evaluates the last checkpoint once more.
 WORKER = """
 import dataclasses, json, pathlib, sys
