@@ -169,4 +169,9 @@ def rate_factors(config: OptimConfig, params) -> Any:
             f"optim.lr_scales: no parameter is left for {', '.join(sorted(unused))}; names are such as "
             f"{jax.tree_util.keystr(jax.tree_util.tree_leaves_with_path(params)[0][0], simple=True, separator='.')}"
         )
+    if not any(jax.tree.leaves(factors)):
+        raise EcaJaxError(
+            "optim.lr_scales: the factor of every parameter is 0, so that nothing would be trained; give some of them "
+            "another, such as ('fc.*', 1.0) before ('*', 0.0)"
+        )
     return factors

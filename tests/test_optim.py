@@ -9,7 +9,7 @@ import pytest
 
 from eca_jax.config import OptimConfig
 from eca_jax.errors import EcaJaxError
-from eca_jax.optim import learning_rate, make_optimizer
+from eca_jax.optim import learning_rate, make_optimizer, rate_factors
 
 
 def rates(config: OptimConfig, steps, *, n: int, batch: int, epochs: int) -> list[float]:
@@ -103,3 +103,9 @@ def test_the_first_pattern_that_matches_scales_the_rate(rng):
         np.testing.assert_array_equal(found["bn"]["scale"], params["bn"]["scale"])
         moved = [after["conv"]["kernel"] - params["conv"]["kernel"] for after in (found, plain)]
         np.testing.assert_allclose(moved[0], moved[1] / 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scales", [(("*", 0.0),), (("bn.*", 0.0), ("conv.*", 0.0))])
+def test_everything_frozen_is_refused(rng, scales):
+    with pytest.raises(EcaJaxError, match=r"optim\.lr_scales: the factor of every parameter is 0"):
+        rate_factors(OptimConfig(lr_scales=scales), tree(rng))
