@@ -86,6 +86,8 @@ class PreprocessConfig:
             )
         if self.train_size < 1:
             raise EcaJaxError(f"preprocess.train_image_size: expected 1 or more, got {self.train_image_size}")
+        if not all(math.isfinite(value) for value in self.mean):
+            raise EcaJaxError(f"preprocess.mean: expected finite numbers, got {self.mean}")
         if not all(0 < value < math.inf for value in self.std):
             raise EcaJaxError(f"preprocess.std: expected positive numbers, got {self.std}")
         if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
@@ -94,6 +96,11 @@ class PreprocessConfig:
             raise EcaJaxError(f"preprocess.crop_ratio: expected 0 < smallest <= largest, got {self.crop_ratio}")
         if self.pad < 0:
             raise EcaJaxError(f"preprocess.pad: expected 0 or more, got {self.pad}")
+        if self.augment == "pad_and_crop" and self.pad >= self.train_size:
+            raise EcaJaxError(
+                f"preprocess.pad: expected less than the side of the training images, {self.train_size} (a crop could "
+                f"miss the image), got {self.pad}"
+            )
         if self.randaugment is not None and not 0 <= self.randaugment <= MAX_MAGNITUDE:
             raise EcaJaxError(f"preprocess.randaugment: expected 0 to {MAX_MAGNITUDE}, got {self.randaugment}")
         if not 0 <= self.randaugment_std < math.inf:
