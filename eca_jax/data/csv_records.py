@@ -64,9 +64,10 @@ def open_csv(name: str, split: str | None, data_dir: str | None = None) -> Sourc
         return found if multi_label else found[0]
 
     wanted = {s: rows[s] for s in split_names(split)}
-    files, labels = zip(*select(name, split, wanted), strict=True)
+    chosen, parts = select(name, split, wanted)
+    files, labels = zip(*chosen, strict=True)
     records = CsvRecords(root if root.is_dir() else root.parent, files, tuple(map(encode, labels)))
-    return Source(name, split, records, tuple(class_names), multi_label)
+    return Source(name, split, records, tuple(class_names), multi_label, parts=parts)
 
 
 def _read(path: pathlib.Path) -> list[tuple[pathlib.Path, tuple[str, ...]]]:

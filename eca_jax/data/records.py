@@ -4,13 +4,21 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.plugins import Registry
 
 Label = int | tuple[int, ...]
 """Of an image that may have several, or none: all of them."""
+
+
+class Part(NamedTuple):
+    """Records `start` to `stop`, without that one, of one of the splits that a data set has by name."""
+
+    split: str
+    start: int
+    stop: int
 
 
 class Records(Protocol):
@@ -32,6 +40,8 @@ class Source:
     """Whether labels are tuples."""
     candidates: tuple[int, ...] | None = None
     """The labels among which a prediction is to be made; None is all."""
+    parts: tuple[Part, ...] = ()
+    """What the split is in absolute numbers; empty where the source does not say (a plugin's need not)."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -78,6 +88,25 @@ def check_classes(source: Source, expected: tuple[str, ...], owner: str) -> None
         raise EcaJaxError(
             f"data set {source.name!r}, split {source.split!r}, has other classes than {owner}: "
             f"{class_difference(expected, source.class_names)}"
+        )
+
+
+def check_disjoint(train: Source, held_out: Source) -> None:
+    """Refuses two splits of a data set that share records; copies of an image under other names are not found."""
+    shared = sum(
+        max(0, min(ours.stop, theirs.stop) - max(ours.start, theirs.start))
+        for ours in train.parts
+        for theirs in held_out.parts
+        if ours.split == theirs.split
+    )
+    if not train.parts and train.fingerprint() == held_out.fingerprint():
+        shared = len(held_out)
+    if shared:
+        raise EcaJaxError(
+            f"data set {train.name!r}: {min(shared, len(held_out))} of the {len(held_out)} examples of data.eval_split "
+            f"{held_out.split!r} are in data.train_split {train.split!r} too, and so are not held out: give parts that "
+            f"share none, such as 'train[:90%]' and 'train[90%:]'; `eca-jax evaluate --split {train.split!r}` scores "
+            "training images"
         )
 
 

@@ -17,7 +17,7 @@ from eca_jax.data.csv_records import open_csv
 from eca_jax.data.imagenet import TRAINING_EXAMPLES, candidates
 from eca_jax.data.prepare import prepare, tfds_builder
 from eca_jax.data.records import SOURCES, Label, Opener, Source, digest, digest_of_files
-from eca_jax.data.splits import cannot_read_split, check_split, held_out, select, split_names
+from eca_jax.data.splits import absolute, cannot_read_split, check_split, held_out, select, split_names
 from eca_jax.errors import EcaJaxError
 
 FOLDER = "folder:"
@@ -124,6 +124,7 @@ def _open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
         raise EcaJaxError(f"data set {name!r} is not for image classification: its features are {features}")
     split = held_out(name, list(builder.info.splits)) if split is None else split
     check_split(name, split, list(builder.info.splits))
+    parts = absolute(name, split, {s: builder.info.splits[s].num_examples for s in split_names(split)})
     try:
         if builder.info.splits[split].num_examples <= 0:
             raise EcaJaxError(f"data set {name!r}: split {split!r} has no examples")
@@ -133,7 +134,7 @@ def _open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
     except (ValueError, AssertionError) as error:
         raise cannot_read_split(name, split, error) from error
     records = TfdsRecords(data_source, image_key, label_key, builder.info, split)
-    return Source(name, split, records, tuple(label.names), multi_label, candidates(builder.name))
+    return Source(name, split, records, tuple(label.names), multi_label, candidates(builder.name), parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,9 +186,9 @@ def _open_folder(name: str, split: str | None, data_dir: str | None = None) -> S
         examples[s] = [(file, label) for label, files in enumerate(classes.values()) for file in files]
         if roots[s] == root:
             examples[s].sort(key=lambda e: hashlib.sha256(e[0].relative_to(root).as_posix().encode()).digest())
-    chosen = select(name, split, examples)
+    chosen, parts = select(name, split, examples)
     files, labels = zip(*chosen, strict=True)
-    return Source(name, split, FolderRecords(root, files, labels), names)
+    return Source(name, split, FolderRecords(root, files, labels), names, parts=parts)
 
 
 def _scan(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:

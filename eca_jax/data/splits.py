@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import tensorflow_datasets as tfds
 
+from eca_jax.data.records import Part
 from eca_jax.errors import EcaJaxError, nearest
 
 T = TypeVar("T")
@@ -35,17 +36,23 @@ def check_split(name: str, split: str, known: list[str]) -> None:
         raise EcaJaxError(f"data set {name!r}: unknown split {s!r} in {split!r}.{nearest(s, known)}")
 
 
-def select(name: str, split: str, examples: Mapping[str, Sequence[T]]) -> list[T]:
-    """What a split means, of the examples of each split by its name; in their order, and at least one."""
+def absolute(name: str, split: str, sizes: Mapping[str, int]) -> tuple[Part, ...]:
+    """The parts of named splits that 'train[:90%]+test' means, where each has so many records."""
     try:
-        sizes = {s: tfds.core.SplitInfo(name=s, shard_lengths=[len(e)], num_bytes=0) for s, e in examples.items()}
-        instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
+        known = {s: tfds.core.SplitInfo(name=s, shard_lengths=[size], num_bytes=0) for s, size in sizes.items()}
+        instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(known)
     except (ValueError, AssertionError) as error:
         raise cannot_read_split(name, split, error) from error
-    chosen = [e for i in instructions for e in examples[i.splitname][i.from_ : i.to]]
+    return tuple(Part(i.splitname, i.from_ or 0, sizes[i.splitname] if i.to is None else i.to) for i in instructions)
+
+
+def select(name: str, split: str, examples: Mapping[str, Sequence[T]]) -> tuple[list[T], tuple[Part, ...]]:
+    """What a split means, of the examples of each split by its name: those examples, at least one, and their places."""
+    parts = absolute(name, split, {s: len(e) for s, e in examples.items()})
+    chosen = [e for part in parts for e in examples[part.split][part.start : part.stop]]
     if not chosen:
         raise EcaJaxError(f"data set {name!r}: split {split!r} has no images")
-    return chosen
+    return chosen, parts
 
 
 def cannot_read_split(name: str, split: str, error: Exception) -> EcaJaxError:

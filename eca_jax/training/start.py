@@ -5,7 +5,7 @@ from flax import nnx
 
 from eca_jax.config import Config
 from eca_jax.convert.pretrained import create_model
-from eca_jax.data.records import Source, class_difference
+from eca_jax.data.records import Source, check_disjoint, class_difference
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.config import architecture, param_dtype
@@ -25,6 +25,7 @@ def open_sources(config: Config) -> tuple[Source, Source]:
             f"{class_difference(train_source.class_names, held_out.class_names)}"
         )
     config.task.check_data(train_source, held_out)
+    check_disjoint(train_source, held_out)
     if total_steps(config.epochs, len(train_source), config.batch_size) == 0:
         raise EcaJaxError(
             f"batch_size {config.batch_size} is more than the {config.epochs * len(train_source)} examples "

@@ -1,5 +1,6 @@
 """Data sets by name: what is read is what was written, and what cannot be read is refused with the way out."""
 
+import dataclasses
 import io
 import sys
 
@@ -8,10 +9,15 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from eca_jax.config import Config, DataConfig
 from eca_jax.data.digits import png
+from eca_jax.data.records import SOURCES, Source
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
+from eca_jax.training.start import open_sources
+from tests.damage import refusal
 from tests.datasets import prepare_like
+from tests.tiny import brought_from_outside
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -138,3 +144,53 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     (tmp_path / "bare").mkdir()
     with pytest.raises(EcaJaxError, match="bare has no class folders"):
         open_source(f"folder:{tmp_path}", "bare")
+
+
+def tables(tmp_path, root):
+    """The images of a folder as a table."""
+    files = sorted(root.glob("train/*/*.png"))
+    rows = "".join(f"{file},{file.parent.name}\n" for file in files)
+    (tmp_path / "table.csv").write_text("path,label\n" + rows)
+    return f"csv:{tmp_path / 'table.csv'}"
+
+
+@pytest.fixture(params=["digits", "tfds", "folder", "csv"])
+def with_train(request, tmp_path) -> DataConfig:
+    """A data set that has a split 'train'."""
+    if request.param == "digits":
+        return DataConfig("digits")
+    if request.param == "tfds":
+        prepare_like("mnist", tmp_path, {"train": 30, "test": 10})
+        return DataConfig("mnist", str(tmp_path))
+    root = make_folder(tmp_path / "images", n=10)
+    return DataConfig(f"folder:{root}" if request.param == "folder" else tables(tmp_path, root))
+
+
+@pytest.mark.parametrize(
+    ("train_split", "eval_split"),
+    [("train", "train"), ("train[:95%]", "train[90%:]"), ("train[5:9]", "train[:2]+train[8:]")],
+)
+def test_held_out_examples_that_are_trained_on_are_refused(with_train, train_split, eval_split):
+    data = dataclasses.replace(with_train, train_split=train_split, eval_split=eval_split)
+    message = refusal(open_sources, Config(data=data, batch_size=2))
+    train, held_out = (set(open_source(data.name, split, data.data_dir)) for split in (train_split, eval_split))
+    count = f": {len(train & held_out)} of the {len(held_out)} examples of data.eval_split {eval_split!r} are in data."
+    assert count in message
+    assert "give parts that share none, such as 'train[:90%]' and 'train[90%:]'" in message
+
+
+def test_splits_that_touch_are_not_refused(with_train):
+    data = dataclasses.replace(with_train, train_split="train[:90%]", eval_split="train[90%:]")
+    train, held_out = open_sources(Config(data=data, batch_size=2))
+    assert len(train) + len(held_out) == len(open_source(data.name, "train", data.data_dir))
+
+
+def test_of_a_plugin_s_data_the_same_split_is_refused():
+    class Numbers(list):
+        pass
+
+    with brought_from_outside():
+        SOURCES.register("numbers", lambda name, split, _: Source(name, split, Numbers([(b"", 0)] * 4), ("a", "b")))
+        data = DataConfig("numbers:4", train_split="a", eval_split="a")
+        assert "4 of the 4 examples" in refusal(open_sources, Config(data=data, batch_size=2))
+        open_sources(Config(data=dataclasses.replace(data, eval_split="b"), batch_size=2))
