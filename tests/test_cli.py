@@ -86,6 +86,10 @@ def test_evaluate_and_predict(run, tmp_path, capsys):
     assert "step 10, data 'mnist': top-1" in capsys.readouterr().out
     assert cli.main([*other, "imagenet_v2"]) == 2
     assert "'imagenet_v2', split 'test', has other classes than the run" in capsys.readouterr().err
+    assert cli.main([*other, str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith(f"unknown data set '{tmp_path}'. Did you mean folder:{tmp_path}?\n")
+    assert cli.main([*other, ""]) == 2
+    assert "unknown data set ''. Expected digits, a name of TFDS" in capsys.readouterr().err
     assert cli.main(["predict", "--run", str(run), "--top", "3", str(tmp_path / "digit.png")]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
     for file, message in (

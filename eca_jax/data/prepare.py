@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import tensorflow_datasets as tfds
 from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core.file_adapters import ADAPTER_FOR_FORMAT, convert_path_to_file_format
 from tensorflow_datasets.core.hashing import Hasher
+from tensorflow_datasets.core.naming import parse_builder_name_kwargs
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 from tensorflow_datasets.core.utils.shard_utils import ShardConfig, get_shard_boundaries
 
@@ -33,6 +35,10 @@ RECORD_BYTES = 256
 def tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """The builder of a data set, prepared or not."""
     try:
+        parse_builder_name_kwargs(name)
+    except ValueError:  # a page about names
+        raise _unknown(name, ()) from None
+    try:
         if name == "digits":
             return Digits(data_dir=data_dir, file_format="array_record")
         return tfds.builder(name, data_dir=data_dir)
@@ -43,10 +49,22 @@ def tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     except ImportError as error:
         raise EcaJaxError(f"data.data_dir: {' '.join(str(error).split())}: pip install gcsfs") from error
     except DatasetNotFoundError:
-        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
-        raise EcaJaxError(
-            f"data.name: unknown data set {name!r}.{nearest(name, known)[:300]} Or folder:/path."
-        ) from None
+        raise _unknown(name, ["digits", *tfds.list_builders(with_community_datasets=False)]) from None
+    except (ValueError, TypeError, AssertionError) as error:  # a configuration, a version, an argument
+        raise EcaJaxError(f"data.name: {name!r}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _unknown(name: str, known: Sequence[str]) -> EcaJaxError:
+    """The error for a name that is no data set's: what is there under it, or the nearest of those that TFDS knows."""
+    path = os.path.expanduser(name)
+    if os.path.isdir(path) or (path.endswith(".csv") and os.path.isfile(path)):
+        hint = f" Did you mean {shlex.quote(('folder:' if os.path.isdir(path) else 'csv:') + name)}?"
+    elif known:
+        hint = f"{nearest(name, known)[:300]} Or folder:/path."
+    else:
+        hint = " Expected digits, a name of TFDS such as cifar10, folder:/path or csv:/path."
+        hint += f" (There is no directory {path}.)" if "/" in name else ""
+    return EcaJaxError(f"data.name: unknown data set {name!r}.{hint}")
 
 
 def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> str:

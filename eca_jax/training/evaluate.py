@@ -93,7 +93,7 @@ def evaluate_run(
         config, class_names = from_dict(saved["config"]), tuple(saved["class_names"])
         if data is None and split is None:
             split = config.data.eval_split
-        source = open_source(data or config.data.name, split, data_dir or config.data.data_dir)
+        source = open_source(config.data.name if data is None else data, split, data_dir or config.data.data_dir)
         check_classes(source, class_names, f"the run {run}")
         mesh = make_mesh()
         batch_size = -(-config.batch_size // mesh.size) * mesh.size

@@ -87,6 +87,36 @@ def test_an_unknown_data_set_is_answered_with_the_nearest(tmp_path):
         open_source("imagenet2021", "train", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("{here}/photos", "Did you mean folder:{here}/photos?"),
+        ("my photos", "Did you mean 'folder:my photos'?"),
+        ("photos", "Did you mean folder:photos?"),
+        ("./photos/", "Did you mean folder:./photos/?"),
+        ("{here}/table.csv", "Did you mean csv:{here}/table.csv?"),
+        ("", "Expected digits, a name of TFDS such as cifar10, folder:/path or csv:/path."),
+        ("no photos", "Expected digits, a name of TFDS such as cifar10, folder:/path or csv:/path."),
+        ("{here}/nowhere", "(There is no directory {here}/nowhere.)"),
+        ("x" * 5000, "Or folder:/path."),
+    ],
+)
+def test_a_path_where_a_name_goes_is_answered_with_what_is_there(tmp_path, monkeypatch, name, answer):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("photos", "my photos"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "table.csv").write_text("path,label\n")
+    name, answer = (text.format(here=tmp_path) for text in (name, answer))
+    message = refusal(open_source, name, "train", str(tmp_path))
+    assert message.startswith(f"data.name: unknown data set {name!r}.")
+    assert message.endswith(answer)
+
+
+@pytest.mark.parametrize("name", ["mnist/nope", "mnist:9.9.9", "mnist/x=3"])
+def test_a_configuration_or_version_that_tfds_has_not_is_refused_in_one_line(tmp_path, name):
+    assert refusal(open_source, name, "train", str(tmp_path)).startswith(f"data.name: {name!r}: Failed to construct")
+
+
 def make_folder(root, splits=("train", "val"), classes=("cat", "dog"), n=5):
     for split in splits:
         for label, name in enumerate(classes):
