@@ -1,0 +1,161 @@
+"""What a program needs of memory, what there is, and one line where that is not enough.
+
+An accelerator has a fixed amount, of which the runtime says how much a process may use; what a program needs there
+includes what it is given. The CPU shares the machine's memory with all that runs on it: what is free now counts,
+and what a program needs besides its arguments, which are in memory already.
+
+Nothing is refused that could work: needs are lower bounds or the compiler's own plan, and what is free counts all that
+the system gives back when it is asked (the page cache, swap).
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import resource
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from eca_jax.errors import EcaJaxError
+
+MIB, GIB = 1024**2, 1024**3
+RECLAIMED = ("active_file", "inactive_file", "slab_reclaimable")
+"""What a control group counts as used, and gives back: as memory.stat calls it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """How much memory there is, and whose."""
+
+    bytes: int
+    where: str
+    """'this machine', 'NVIDIA H100 80GB HBM3'."""
+    copies: int = 1
+    """How many devices of this process share it: a program needs its memory so many times."""
+    free: bool = False
+    """`bytes` is what is left now, besides the arguments of a program that is about to run; else it is all there is."""
+
+    def __str__(self) -> str:
+        return f"{self.where} has {_size(self.bytes)}{' free' if self.free else ''}"
+
+
+def host_room(root: pathlib.Path = pathlib.Path("/")) -> Room:
+    """What this process can still get of the machine's memory: the least of what is free, and of its limits.
+
+    Args:
+      root: under which /proc and /sys are found.
+    """
+    free = [_available(root), *_control_group_rooms(root)]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)  # ulimit -v
+    if limit != resource.RLIM_INFINITY and (root / "proc/self/statm").is_file():
+        pages = int((root / "proc/self/statm").read_text().split()[0])
+        free.append(limit - pages * os.sysconf("SC_PAGE_SIZE"))
+    return Room(max(min(free), 0), "this machine", free=True)
+
+
+def _available(root: pathlib.Path) -> int:
+    """Bytes that the kernel would give to new programs; where it does not say so (macOS), all that are built in."""
+    if not (root / "proc/meminfo").is_file():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    kib = _numbers(root / "proc/meminfo")
+    return 1024 * (kib["MemAvailable:"] + kib.get("SwapFree:", 0))
+
+
+def _control_group_rooms(root: pathlib.Path) -> Iterator[int]:
+    """Bytes left of the limit of each control group that this process is in, of version 2 and of version 1.
+
+    In a container the path of the group may be the host's, and the group itself lies at the mount.
+    """
+    table = root / "proc/self/cgroup"
+    for line in table.read_text().splitlines() if table.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mount, limit, used, prefix = "", "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            mount, limit, used, prefix = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        else:
+            continue
+        top = root / "sys/fs/cgroup" / mount
+        group = pathlib.PurePath(path.lstrip("/"))
+        for directory in (top / part for part in (group, *group.parents)):
+            if not (directory / limit).is_file() or (most := (directory / limit).read_text().strip()) == "max":
+                continue
+            stat = _numbers(directory / "memory.stat")
+            given_back = sum(stat.get(prefix + name, 0) for name in RECLAIMED)
+            yield int(most) - int((directory / used).read_text()) + given_back
+
+
+def _numbers(file: pathlib.Path) -> dict[str, int]:
+    """The lines of a file of the kernel's, 'name number ...'."""
+    words = (line.split() for line in file.read_text().splitlines())
+    return {word[0]: int(word[1]) for word in words if len(word) > 1}
+
+
+def device_room(devices: Sequence[Any]) -> Room | None:
+    """The memory of the first of these devices that belongs to this process; None where its runtime does not say it."""
+    local = [device for device in devices if device.process_index == jax.process_index()]
+    if local[0].platform == "cpu":
+        return dataclasses.replace(host_room(), copies=len(local))
+    limit = (local[0].memory_stats() or {}).get("bytes_limit")
+    return None if limit is None else Room(limit, local[0].device_kind)
+
+
+def needed_by(compiled: jax.stages.Compiled, room: Room) -> int:
+    """Bytes that a compiled program takes of this room when it runs, as the compiler planned it.
+
+    A donated argument and the result in its place are one. The plan is that of one device.
+    """
+    plan = compiled.memory_analysis()
+    if plan is None:  # the runtime has none
+        return 0
+    bytes_ = plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
+    bytes_ += plan.generated_code_size_in_bytes
+    return room.copies * (bytes_ + (0 if room.free else plan.argument_size_in_bytes))
+
+
+def expect_room(what: str, needed: int, room: Room | None, remedies: Sequence[str], at_least: bool = False) -> None:
+    """Refuses what cannot fit.
+
+    Args:
+      what: needs it: 'a training step on 256 images of 224 x 224'.
+      needed: bytes.
+      room: None is unknown, and refuses nothing.
+      remedies: what to do, the best first.
+      at_least: `needed` is a lower bound.
+
+    Raises:
+      EcaJaxError: says all of these, in a line.
+    """
+    if room is not None and needed > room.bytes:
+        bound = "at least " if at_least else ""
+        raise EcaJaxError(_line(f"{what} needs {bound}{_size(needed)}, and {room}", remedies))
+
+
+@contextlib.contextmanager
+def names_lack_of_memory(what: str, remedies: Sequence[str], devices: Sequence[Any]) -> Iterator[None]:
+    """Makes one line of it when the host or a device has no memory left for what is done inside."""
+    try:
+        yield
+    except MemoryError as error:
+        raise EcaJaxError(_line(_there_is(what, str(error), host_room()), remedies)) from error
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = str(error).partition("\n")[0].partition("RESOURCE_EXHAUSTED")[2].strip(": ")
+        raise EcaJaxError(_line(_there_is(what, said, device_room(devices)), remedies)) from error
+
+
+def _there_is(what: str, said: str, room: Room | None) -> str:
+    has = "" if room is None else f"; {room}"
+    return f"none is left for {what}{f' ({said})' if said else ''}{has}"
+
+
+def _line(problem: str, remedies: Sequence[str]) -> str:
+    numbered = ", ".join(f"({number}) {remedy}" for number, remedy in enumerate(remedies, 1))
+    return f"out of memory: {problem}. What helps, in this order: {numbered}"
+
+
+def _size(n: float) -> str:
+    return f"{n / GIB:,.2f} GiB" if n >= GIB else f"{n / MIB:,.1f} MiB"
