@@ -26,6 +26,7 @@ from eca_jax.runs.writers import NoWriter, Writer
 from eca_jax.sharding import make_mesh, names_lost_processes
 from eca_jax.tasks.base import means
 from eca_jax.training.evaluate import evaluate
+from eca_jax.training.fits import check_arithmetic, check_plan, names_lack_of_room
 from eca_jax.training.program import InFlight, Program, build_program, compile_step
 from eca_jax.training.schedule import due
 from eca_jax.training.signals import Stopped, StopSignal
@@ -63,12 +64,18 @@ def train(config: Config) -> Result:
       EcaJaxError: what the user can mend; more than `optim.max_skipped` steps that are not finite, with the last of
         them and the last good checkpoint.
     """
-    with StopSignal() as stop, names_lost_processes(), stops_where_nothing_can_be_written(pathlib.Path(config.workdir)):
+    with (
+        StopSignal() as stop,
+        names_lost_processes(),
+        stops_where_nothing_can_be_written(pathlib.Path(config.workdir)),
+        names_lack_of_room(config),
+    ):
         train_source, held_out = open_sources(config)
         num_examples, num_classes = len(train_source), len(train_source.class_names)
         program = build_program(
             config, make_mesh(), num_examples=num_examples, num_classes=num_classes, candidates=held_out.candidates
         )
+        check_arithmetic(config, program, program.batch_sharding, num_classes=num_classes)
         with writable_run(config) as checkpoints:
             training = Training(config, program, train_source, held_out, checkpoints, stop)
             start, state = checkpoints.restore_newest(program.abstract_state, training.check_continues)
@@ -119,7 +126,8 @@ class Training:
         for batch in self.batches():
             shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
             if shapes not in compiled:
-                compiled[shapes] = compile_step(self.program.train_step, state, batch)
+                compiled[shapes] = step = compile_step(self.program.train_step, state, batch)
+                check_plan(self.config, step, jax.local_devices())
                 self.writer.restart_clock(self.step)  # compilation is not training
             with jax.transfer_guard_device_to_host("disallow"):
                 state, loss = compiled[shapes](state, batch)

@@ -1,0 +1,99 @@
+"""Whether a step fits into memory: by arithmetic before anything is compiled, and by the compiler's plan after it."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from eca_jax.config import Config
+from eca_jax.memory import device_room, expect_room, host_room, names_lack_of_memory, needed_by
+from eca_jax.runs.state import StatePlan
+from eca_jax.sharding import sharded
+from eca_jax.tasks.base import Batch
+
+
+def remedies(config: Config) -> list[str]:
+    """What makes a training step smaller, the cheapest first; without what the configuration does already."""
+    asked = {
+        "a smaller --batch-size, or the same in parts: --optim.accumulate": True,
+        "--model.dtype bfloat16": config.model.dtype != "bfloat16",
+        "--model.rematerialise": not config.model.rematerialise,
+        "`eca-jax precompile --target` says what fits other chips": True,
+    }
+    return [remedy for remedy, helps in asked.items() if helps]
+
+
+def describe_step(config: Config) -> str:
+    """What needs the memory, in an error."""
+    size = config.task.preprocess.train_size
+    return f"a training step of {config.model.name} on {config.batch_size} images of {size} x {size} pixels"
+
+
+def check_arithmetic(config: Config, plan: StatePlan, batches: NamedSharding, *, num_classes: int) -> None:
+    """Refuses sizes that are beyond the memory whatever the compiler does with them, before it is asked.
+
+    Raises:
+      EcaJaxError: says what is needed at least, what there is, and the remedies.
+    """
+    what, batch = describe_step(config), config.task.abstract_batch(config.batch_size, num_classes)
+    threads = config.data.num_threads
+    share = len(batches.addressable_devices) / batches.num_devices  # of the global batch, this process's
+    held = int(threads * share * _bytes(batch))  # each thread makes a batch
+    fewer = ["a smaller --batch-size", "fewer --data.num-threads", "a smaller --preprocess.image-size"]
+    expect_room(f"in {threads} threads, loading {what}", held, host_room(), fewer, at_least=True)
+    room = device_room(list(batches.mesh.devices.flat))
+    if room is not None:
+        needed = room.copies * least_bytes(config, plan, batch, batches)
+        expect_room(what, needed, room, remedies(config), at_least=True)
+
+
+def least_bytes(config: Config, plan: StatePlan, batch: Batch, batches: NamedSharding) -> int:
+    """What a step cannot do without on one device: the state, its part of the batch (uint8), and the stages' outputs.
+
+    The backward pass needs those even where the inside of the blocks is computed again.
+    """
+    placed = sharded(batch, batches)
+    parts = batches.num_devices * config.optim.accumulate
+    return _bytes(plan.abstract_state) + _bytes(placed) + stage_bytes(plan, batch, config.model.dtype) // parts
+
+
+def _bytes(abstract: Any) -> int:
+    """Of shapes and types; where they have a place, of one device's part."""
+
+    def size(leaf: Any) -> int:
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(size(leaf) for leaf in jax.tree.leaves(abstract))
+
+
+def stage_bytes(plan: StatePlan, batch: Batch, dtype: str) -> int:
+    """Bytes of the outputs of all stages for a batch; 0 of a network that does not say which stages it has."""
+    model: Any = nnx.merge(plan.network.eval, plan.abstract_state.params, plan.abstract_state.batch_stats)
+    examples, height, width, _ = batch["image"].shape
+    pixels = [
+        (height // feature.stride) * (width // feature.stride) * feature.channels
+        for feature in getattr(model, "feature_info", ())
+    ]
+    return examples * sum(pixels) * jnp.dtype(dtype).itemsize
+
+
+def check_plan(config: Config, compiled: jax.stages.Compiled, devices: Sequence[Any]) -> None:
+    """Refuses a compiled training step that needs more memory than there is.
+
+    Raises:
+      EcaJaxError: says what is needed, what there is, and the remedies.
+    """
+    room = device_room(devices)
+    if room is not None:
+        expect_room(describe_step(config), needed_by(compiled, room), room, remedies(config))
+
+
+def names_lack_of_room(config: Config) -> contextlib.AbstractContextManager[None]:
+    """Makes one line of it when memory runs out in training all the same."""
+    return names_lack_of_memory(describe_step(config), remedies(config), jax.local_devices())
