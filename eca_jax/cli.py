@@ -4,27 +4,35 @@ Imports of what takes long to load stand inside the commands that need it.
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 
-import absl.logging
-
 from eca_jax.errors import EcaJaxError
+from eca_jax.interrupts import EXIT_SIGNAL, watched
 
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_USAGE = 2
-EXIT_SIGNAL = 128
-"""Plus the signal's number: what a shell reports of a process that ended by it. A scheduler starts such a run again."""
 DEFAULT_CONFIG = "configs/digits.py"
 DEFAULT_RUN = "runs/digits"
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Runs a command; what the user can mend becomes one line on stderr and the exit status 2, without a traceback."""
-    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax and TFDS warn of what is as it should be
+    """Runs a command; what the user can mend becomes one line on stderr and the exit status 2, without a traceback.
+
+    Ctrl-C leaves with 130.
+    """
+    with watched(_leave):
+        return _answered(command)
+
+
+def _answered(command: Callable[[], int]) -> int:
     try:
+        import absl.logging
+
+        absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax and TFDS warn of what is as it should be
         return command()
     except (EcaJaxError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -34,8 +42,16 @@ def guarded(command: Callable[[], int]) -> int:
         return EXIT_SIGNAL + signal.SIGINT
 
 
+def _leave(status: int) -> None:
+    """Ends this process now; in a cluster as `leave_cluster` does."""
+    sharding = sys.modules.get("eca_jax.sharding")  # without it, no cluster was joined
+    if sharding is not None:
+        sharding.leave_cluster(status)
+    os._exit(status)
+
+
 def train_main(args: Sequence[str] | None = None) -> int:
-    """`train.py [--config FILE] [--FIELD VALUE ...]`: 0 when the run is complete, 143 or 130 after a signal."""
+    """`train.py [--config FILE] [--FIELD VALUE ...]`: 0 when the run is complete, 128 + number after a signal."""
     status = EXIT_ERROR
     try:
         status = guarded(lambda: _train(args))
@@ -84,6 +100,10 @@ def _train(args: Sequence[str] | None) -> int:
 
 def main(args: Sequence[str] | None = None) -> int:
     """`eca-jax COMMAND`."""
+    return guarded(lambda: _command(args))
+
+
+def _command(args: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="eca-jax", description="ECA-Net in JAX.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -171,11 +191,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if parsed.overrides and parsed.function not in (_precompile, _benchmark):
         parser.error(f"unrecognized arguments: {' '.join(parsed.overrides)}")
 
-    def run() -> int:
-        _load_plugins(parsed.plugin)
-        return parsed.function(parsed)
-
-    return guarded(run)
+    _load_plugins(parsed.plugin)
+    return parsed.function(parsed)
 
 
 def _load_plugins(names: Sequence[str]) -> None:

@@ -135,6 +135,10 @@ class Checkpoints:
             checkpointer.save(path, args=ocp.args.JsonSave(seal(evaluation)), force=True)
         self._remember(step, evaluation)
 
+    def saving(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._manager.is_saving_in_progress()
+
     def wait(self) -> None:
         self._manager.wait_until_finished()
 

@@ -46,7 +46,7 @@ class Result:
     new_steps: int = 0
     """Steps done by this call."""
     signal: int | None = None
-    """What stopped the call before the end: SIGTERM or SIGINT."""
+    """What stopped the call before the end: SIGTERM, SIGINT or SIGHUP."""
 
     @property
     def finished(self) -> bool:
@@ -57,8 +57,8 @@ class Result:
 def train(config: Config) -> Result:
     """Trains to the end of the configuration, from the newest checkpoint in its workdir that can be read.
 
-    Returns early, with the state saved, when the process gets SIGTERM or a first SIGINT (Ctrl-C). All processes of a
-    cluster call it; they have to have joined before (`initialize_cluster`).
+    Returns early, with the state saved, when the process gets SIGTERM, SIGHUP (unless it ignores that) or a first
+    SIGINT (Ctrl-C). All processes of a cluster call it; they have to have joined before (`initialize_cluster`).
 
     Raises:
       EcaJaxError: what the user can mend; more than `optim.max_skipped` steps that are not finite, with the last of
@@ -77,6 +77,7 @@ def train(config: Config) -> Result:
         )
         check_arithmetic(config, program, program.batch_sharding, num_classes=num_classes)
         with writable_run(config) as checkpoints:
+            stop.saving = checkpoints.saving
             training = Training(config, program, train_source, held_out, checkpoints, stop)
             start, state = checkpoints.restore_newest(program.abstract_state, training.check_continues)
             training.step = start
@@ -126,18 +127,21 @@ class Training:
         for batch in self.batches():
             shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
             if shapes not in compiled:
-                compiled[shapes] = step = compile_step(self.program.train_step, state, batch)
+                with self.stop.waiting_for("the compilation of this step"):
+                    compiled[shapes] = step = compile_step(self.program.train_step, state, batch)
                 check_plan(self.config, step, jax.local_devices())
                 self.writer.restart_clock(self.step)  # compilation is not training
             with jax.transfer_guard_device_to_host("disallow"):
                 state, loss = compiled[shapes](state, batch)
                 in_flight.add(loss)
             self.step += 1
+            self.stop.waits_for = "this step"
             self.writer.advance()
             metrics, stopping = self.after_step(state, self.stop.requested())
             if stopping:
                 break
-        self.checkpoints.wait()
+        with self.stop.waiting_for("the last checkpoint"):
+            self.checkpoints.wait()
         if self.config.data.max_bad:
             self.writer.say(f"{self.bad_records.count} bad records (data.max_bad allows {self.config.data.max_bad})")
         return self.result(metrics, new_steps=self.step - start)
@@ -181,7 +185,8 @@ class Training:
     def evaluate(self, state: TrainState) -> dict[str, float] | None:
         """Writes and returns the held-out scores; None where a signal came first."""
         try:
-            scores = evaluate(self.config, self.program, state, self.held_out, self.bad_records, self.stop)
+            with self.stop.waiting_for("the next batch of the evaluation"):
+                scores = evaluate(self.config, self.program, state, self.held_out, self.bad_records, self.stop)
         except Stopped:
             return None
         self.writer.evaluation(self.step, self.epoch, scores)

@@ -1,11 +1,19 @@
 """Signals that end a run early, with its state saved."""
 
+import contextlib
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
+
+from eca_jax.interrupts import MayLeave, listening, tell
+
+SECONDS_TO_END = 1
+"""What the main thread gets to end by itself where there is nothing to save."""
 
 
 class Stopped(Exception):
@@ -13,30 +21,89 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Notices SIGTERM (a preemption) and the first Ctrl-C while it is entered; a second Ctrl-C interrupts at once.
+    """Notices SIGTERM (a preemption), SIGHUP (a closed terminal) and Ctrl-C while it is entered.
+
+    The run saves and ends at the next point where it asks (`requested`). In a command a second Ctrl-C leaves at once,
+    but for a checkpoint that is being written; so does any signal before the first step, when there is nothing to save.
+    In a program that calls `train` the second Ctrl-C is that program's own.
 
     In a cluster JAX's own preemption service listens for SIGTERM, and all processes agree on the step.
     """
 
     def __init__(self):
         self.received: int | None = None
+        self.waits_for: str | None = None
+        """What has to end before the run can stop and be saved; None where leaving at once loses nothing."""
+        self.saving: Callable[[], bool] = lambda: False
+        """Whether a checkpoint is being written."""
+        self._interrupts = 0
+        self._in_command = False
         self._previous = {}
         self._asked = 0
+        self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "StopSignal":
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if jax.process_count() > 1:
+            if self._exits.enter_context(listening(lambda _: lambda: None)):
+                self._previous = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+            return self
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
+        numbers = (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
+        self._in_command = self._exits.enter_context(listening(self._hear))
+        self._previous = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._exits.close()
+
+    @contextlib.contextmanager
+    def waiting_for(self, what: str) -> Iterator[None]:
+        """Names what has to end before the run can stop, where leaving at once would lose something."""
+        before = self.waits_for
+        self.waits_for = before and what
+        try:
+            yield
+        finally:
+            self.waits_for = before
 
     def _receive(self, number: int, _) -> None:
+        """The handler: Python calls it in the main thread, when it can."""
         self.received = number
-        if number == signal.SIGINT:
+        if number == signal.SIGINT and not self._in_command:
             signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
             print("stopping after this step; Ctrl-C once more stops at once", file=sys.stderr)
+
+    def _hear(self, number: int) -> MayLeave:
+        """The listener of the command's thread, which hears of a signal at once."""
+        self.received = number
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            return self._leave_now(patient=self._interrupts == 2)
+        if self.waits_for is not None:
+            tell(f"stopping after {self.waits_for}, and saving; Ctrl-C once more leaves at once")
+        name, heard = signal.Signals(number).name, time.monotonic()
+
+        def may_leave() -> str | None:
+            if self.waits_for is not None or time.monotonic() < heard + SECONDS_TO_END:
+                return None
+            return f"stopped by {name} before its first step; the same command starts it again"
+
+        return may_leave
+
+    def _leave_now(self, patient: bool) -> MayLeave:
+        if patient and self.saving():
+            tell("waiting for the checkpoint that is being written; Ctrl-C once more leaves without it")
+
+        def may_leave() -> str | None:
+            if patient and self.saving():
+                return None
+            return "interrupted; the same command goes on from the newest checkpoint"
+
+        return may_leave
 
     def requested(self) -> bool:
         """Whether to stop now. All processes of a cluster ask at the same points and get the same answers."""

@@ -197,10 +197,10 @@ def test_the_last_good_checkpoint_is_named_and_kept(tmp_path):
         train(configure(tmp_path, epochs=2, optim=dataclasses.replace(CONSTANT, max_skipped=0)))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_the_run_goes_on(tmp_path, monkeypatch, number):
     advance = Writer.advance
-    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
 
     def interrupt(self):
         advance(self)
@@ -210,7 +210,7 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path, monkeypatch, number):
     stopped = train(configure(tmp_path))
     assert (stopped.step, stopped.finished, stopped.evaluation, stopped.signal) == (1, False, None, number)
     monkeypatch.undo()
-    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before
     result = train(configure(tmp_path))
     assert (result.step, result.new_steps) == (15, 14)
 
