@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.interrupts import EXIT_SIGNAL, watched
+from eca_jax.output import OutputLost, checked_output
 
 EXIT_OK = 0
 EXIT_ERROR = 1
@@ -19,13 +20,19 @@ DEFAULT_CONFIG = "configs/digits.py"
 DEFAULT_RUN = "runs/digits"
 
 
-def guarded(command: Callable[[], int]) -> int:
+def guarded(command: Callable[[], int], *, needs_output: bool = True) -> int:
     """Runs a command; what the user can mend becomes one line on stderr and the exit status 2, without a traceback.
 
-    Ctrl-C leaves with 130.
+    Ctrl-C leaves with 130, and, where the output is the command's result, a reader that has left with 141.
     """
-    with watched(_leave):
-        return _answered(command)
+    try:
+        with watched(_leave), checked_output(needed=needs_output):
+            return _answered(command)
+    except OutputLost as lost:
+        if lost.quiet:
+            return EXIT_SIGNAL + signal.SIGPIPE
+        print(f"error: {lost}", file=sys.stderr)
+        return EXIT_USAGE
 
 
 def _answered(command: Callable[[], int]) -> int:
@@ -54,7 +61,7 @@ def train_main(args: Sequence[str] | None = None) -> int:
     """`train.py [--config FILE] [--FIELD VALUE ...]`: 0 when the run is complete, 128 + number after a signal."""
     status = EXIT_ERROR
     try:
-        status = guarded(lambda: _train(args))
+        status = guarded(lambda: _train(args), needs_output=False)
     finally:
         sharding = sys.modules.get("eca_jax.sharding")  # without it, no cluster was joined
         if sharding is not None and status not in (EXIT_OK, EXIT_SIGNAL + signal.SIGTERM):

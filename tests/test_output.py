@@ -1,0 +1,96 @@
+"""Where the output goes away, training goes on and a command ends; a full stdout is not taken for a full workdir."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from eca_jax import cli
+from eca_jax.runs.directory import stops_where_nothing_can_be_written
+from tests.commands import ROOT, TINY, environment
+
+
+def piped(command: str, *, stdout=None, stderr=subprocess.PIPE) -> tuple[int, str]:
+    """Runs Python code whose stdout, or stderr, is a pipe that nobody reads; (exit status, stderr)."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; from eca_jax.cli import guarded; {command}"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=stdout or write,
+        stderr=stderr or write,
+        text=True,
+        timeout=300,
+    )
+    os.close(write)
+    return done.returncode, done.stderr
+
+
+PRINT = "sys.exit(guarded(lambda: print('result') or 0, needs_output={}))"
+
+
+@pytest.mark.parametrize(
+    ("needed", "full", "expected"),
+    [
+        (True, False, (141, "")),
+        (True, True, (2, "error: stdout: No space left on device\n")),
+        (False, False, (0, "")),
+        (False, True, (0, "warning: stdout: No space left on device; going on without it\n")),
+    ],
+)
+def test_a_stdout_that_takes_nothing(needed, full, expected):
+    with open("/dev/full", "w") as disk:
+        assert piped(PRINT.format(needed), stdout=disk if full else None) == expected
+
+
+def test_a_stderr_that_takes_nothing():
+    command = PRINT.format(True).replace("print('result')", "print('error', file=sys.stderr)")
+    assert piped(command, stderr=None)[0] == 141
+
+
+def test_help_that_is_not_read_to_its_end():
+    assert piped("from eca_jax.cli import main; sys.exit(main(['--help']))") == (141, "")
+
+
+def test_a_full_stdout_is_not_blamed_on_the_workdir(tmp_path, monkeypatch, capsys):
+    class Full:
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def flush(self) -> None: ...
+
+        def fileno(self) -> int:
+            return os.open(tmp_path, os.O_RDONLY)
+
+    def command() -> int:
+        with stops_where_nothing_can_be_written(tmp_path):
+            sys.stdout.write("a log row\n")
+        return 0
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert cli.guarded(command, needs_output=False) == 0
+    assert capsys.readouterr().err == "warning: stdout: No space left on device; going on without it\n"
+
+
+@pytest.mark.system
+def test_training_that_nobody_watches_any_more_goes_on(tmp_path, data_dir):
+    """`train.py 2>&1 | head -1`."""
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--workdir", str(tmp_path), *TINY, "--epochs", "2", "--log-every", "1"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=write,
+        stderr=write,
+    )
+    os.close(write)
+    with os.fdopen(read) as lines:
+        lines.readline()
+    assert process.wait(300) == 0
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 11))
+    assert (tmp_path / "checkpoints" / "10").is_dir()
