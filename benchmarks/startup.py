@@ -104,7 +104,7 @@ def main() -> None:
     epoch = digits(options.rounds)
     rows = [(name, spread(values)) for name, values in epoch.items()]
     rows.append(("second / first", spread(ratio(epoch, "second start", "first start"))))
-    print(markdown(("`train.py --epochs 1` on the digits", "s"), rows), end="\n\n")
+    print(markdown(("`train.py --epochs 1 --optim.warmup-epochs 0` on the digits", "s"), rows), end="\n\n")
 
     measured = steps(options.models, options.rounds)
     rows = [(name, *(spread(measured[f"{name} {part}"]) for part in PARTS)) for name in options.models]
