@@ -7,9 +7,10 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, unknown_option
 from eca_jax.interrupts import EXIT_SIGNAL, watched
 from eca_jax.output import OutputLost, checked_output
 
@@ -18,6 +19,17 @@ EXIT_ERROR = 1
 EXIT_USAGE = 2
 DEFAULT_CONFIG = "configs/digits.py"
 DEFAULT_RUN = "runs/digits"
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are those of the package: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise EcaJaxError(f"{message} ({self.prog} --help lists what there is)")
+
+    def options(self) -> list[str]:
+        """The options that this parser itself knows: ['--config', ...]."""
+        return [option for action in self._actions for option in action.option_strings]
 
 
 def guarded(command: Callable[[], int], *, needs_output: bool = True) -> int:
@@ -70,7 +82,7 @@ def train_main(args: Sequence[str] | None = None) -> int:
 
 
 def _train(args: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(prog="train.py", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", default=DEFAULT_CONFIG)
     parser.add_argument("--plugin", action="append", default=[])
     known, overrides = parser.parse_known_args(args)
@@ -79,7 +91,7 @@ def _train(args: Sequence[str] | None) -> int:
 
     description = f"Configuration: {known.config} (another with --config FILE). Continues the run in --workdir."
     description += " --plugin MODULE (or FILE.py) is imported before."
-    config = overridden(known.config, overrides, prog="train.py", description=description)
+    config = overridden(known.config, overrides, prog="train.py", description=description, others=parser.options())
 
     import jax
 
@@ -107,11 +119,23 @@ def _train(args: Sequence[str] | None) -> int:
 
 def main(args: Sequence[str] | None = None) -> int:
     """`eca-jax COMMAND`."""
+    args = list(sys.argv[1:] if args is None else args)
     return guarded(lambda: _command(args))
 
 
-def _command(args: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="eca-jax", description="ECA-Net in JAX.")
+def _command(args: Sequence[str]) -> int:
+    parser, commands = _command_parser()
+    parsed, parsed.overrides = parser.parse_known_args(args)
+    parsed.options = commands[parsed.command].options()
+    if parsed.overrides and parsed.function not in (_precompile, _benchmark):
+        raise EcaJaxError(unknown_option(args, parsed.overrides, parsed.options))
+    _load_plugins(parsed.plugin)
+    return parsed.function(parsed)
+
+
+def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
+    """The parser of `eca-jax`, and those of its commands by name."""
+    parser = Parser(prog="eca-jax", description="ECA-Net in JAX.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = commands.add_parser("evaluate", help="score a checkpoint of a run, or weights, on held-out data")
@@ -194,12 +218,7 @@ def _command(args: Sequence[str] | None) -> int:
         command.add_argument(
             "--plugin", action="append", default=[], metavar="MODULE", help="a module, or FILE.py, to import before"
         )
-    parsed, parsed.overrides = parser.parse_known_args(args)
-    if parsed.overrides and parsed.function not in (_precompile, _benchmark):
-        parser.error(f"unrecognized arguments: {' '.join(parsed.overrides)}")
-
-    _load_plugins(parsed.plugin)
-    return parsed.function(parsed)
+    return parser, commands.choices
 
 
 def _load_plugins(names: Sequence[str]) -> None:
@@ -335,7 +354,9 @@ def _precompile(args: argparse.Namespace) -> int:
     from eca_jax.precompile.targets import parse_target
 
     target = parse_target(args.target)
-    config = overridden(args.config, args.overrides, prog="eca-jax precompile", description=f"Of {args.config}:")
+    config = overridden(
+        args.config, args.overrides, prog="eca-jax precompile", description=f"Of {args.config}:", others=args.options
+    )
     num_classes, num_examples = declared_size(config.data, args.num_classes, args.num_examples)
     print(f"compiling for {target.describe()}; this can take minutes", file=sys.stderr)
     report = precompile(config, target, num_classes=num_classes, num_examples=num_examples)
@@ -352,7 +373,13 @@ def _benchmark(args: argparse.Namespace) -> int:
     from eca_jax.training.throughput import measure_throughput
 
     target = parse_target(args.target) if args.target else None
-    config = overridden(args.config, args.overrides, prog="eca-jax benchmark input", description=f"Of {args.config}:")
+    config = overridden(
+        args.config,
+        args.overrides,
+        prog="eca-jax benchmark input",
+        description=f"Of {args.config}:",
+        others=args.options,
+    )
     throughput = measure_throughput(config, args.seconds)
     print(throughput.describe(), flush=True)
     if target is not None:

@@ -177,7 +177,7 @@ MOVED_TO_TASK = {"loss": "loss_function", "label_smoothing": "label_smoothing", 
 
 def differences(old: Config, new: Config) -> list[str]:
     """'optim.lr: 0.1 -> 0.4' for every field that differs and that a continued run may not change."""
-    before, after = (flatten(_as_computed(config)) for config in (old, new))
+    before, after = (flatten(as_computed(config)) for config in (old, new))
     return [
         f"{key.removeprefix('task.')}: {before.get(key)} -> {after.get(key)}"
         for key in sorted({*before, *after})
@@ -186,7 +186,7 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
-def _as_computed(config: Config) -> dict:
+def as_computed(config: Config) -> dict:
     """With every option of the attention, said or not; without the plugins, which may have moved."""
     attention = resolve_attention(config.model.name, config.model.attention)
     values = to_dict(dataclasses.replace(config, model=dataclasses.replace(config.model, attention=attention)))

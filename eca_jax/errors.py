@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class EcaJaxError(ValueError):
@@ -14,6 +14,22 @@ def nearest(name: str, options: Iterable[str]) -> str:
     options = sorted(options)
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
     return f" Did you mean {', '.join(near)}?" if near else f" Known: {', '.join(options)}."
+
+
+def unknown_option(args: Sequence[str], unknown: Sequence[str], options: Iterable[str]) -> str:
+    """What to say of the `unknown` among the `args` of a command that has these `options` ('--optim.lr').
+
+    Options are answered with those that end alike ('--lr') or are spelled nearly so; a bare word with what it follows.
+    """
+    options, said = sorted(options), []
+    for option in (word.partition("=")[0] for word in unknown if word.startswith("-")):
+        alike = [known for known in options if known.endswith("." + option.lstrip("-"))]
+        near = alike or difflib.get_close_matches(option, options, n=3)
+        said.append(f"unknown option {option}" + (f". Did you mean {', '.join(near)}?" if near else ": see --help"))
+    if not said:
+        before = args[i - 1] if (i := args.index(unknown[0])) else ""
+        said.append(f"unexpected {unknown[0]!r}" + (f": {before} takes no value" if before.startswith("--") else ""))
+    return "; ".join(said)
 
 
 def expect_positive(name: str, value: float) -> None:

@@ -4,14 +4,19 @@ Which fields there are depends on the configuration: those of its task stand bes
 attention are those of the attention's kind.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import io
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, cast
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from eca_jax.config import MOVED_TO_TASK, Config, load_config
+from eca_jax.config import MOVED_TO_TASK, Config, as_computed, flatten, load_config
+from eca_jax.errors import EcaJaxError, unknown_option
 from eca_jax.models.registry import model_row
 from eca_jax.nn.attention import AttentionConfig, attention_row
 
@@ -19,17 +24,17 @@ OLD_NAMES = {f"--optim.{old}".replace("_", "-"): f"--{new}".replace("_", "-") fo
 """Options that version 0.1.0 had -> what they are called now; old commands keep working."""
 
 
-def overridden(path: str, args: Sequence[str], *, prog: str, description: str) -> Config:
+def overridden(path: str, args: Sequence[str], *, prog: str, description: str, others: Iterable[str] = ()) -> Config:
     """The configuration in a file, with fields set anew.
 
     Args:
-      path: of the file, as `load_config` takes it.
+      path: of the file, or a name, as `load_config` takes it.
       args: of the command line.
-      prog, description: for --help.
+      prog, description: for --help, which ends the process with the exit status 0.
+      others: options that the command has beside the fields, for the answer to a typo.
 
     Raises:
-      EcaJaxError: a value that cannot work. (An unknown option, or a value of another type, ends the process with the
-        exit status 2, and --help with 0: tyro's way.)
+      EcaJaxError: an unknown option (the nearest are named), a value of another type, or one that cannot work.
     """
     config, args = load_config(path), [_today(arg) for arg in args]
     model = config.model
@@ -40,8 +45,50 @@ def overridden(path: str, args: Sequence[str], *, prog: str, description: str) -
     implied = own.given if kind == own.kind else {}
     registry = ConstructorRegistry()
     registry.struct_rule(lambda info: _attention_fields(info, kind or "none", implied))
-    with registry:
-        return tyro.cli(Config, prog=prog, description=description, default=config, args=args)
+    box = io.StringIO()
+    try:
+        with registry, contextlib.redirect_stderr(box):
+            found, unknown = tyro.cli(
+                Config, prog=prog, description=description, default=config, args=args, return_unknown_args=True
+            )
+    except SystemExit as exit_:
+        if not exit_.code:  # --help
+            raise
+        raise _refused(exit_, box.getvalue(), args) from None
+    if unknown:
+        raise EcaJaxError(unknown_option(args, unknown, [*_options(found), *others]))
+    return found
+
+
+def _options(config: Config) -> list[str]:
+    """Every option that sets a field of this configuration."""
+    fields = {name.removeprefix("task."): value for name, value in flatten(as_computed(config)).items()}
+    names = [name for name in fields if name != "name"]  # the task's, which no option sets
+    names += [".no-".join(name.rsplit(".", 1)) for name in names if isinstance(fields[name], bool)]
+    return [f"--{name.replace('_', '-')}" for name in names]
+
+
+def _refused(exit_: SystemExit, box: str, args: Sequence[str]) -> EcaJaxError:
+    """What tyro's exit says: the error of ours that led to it, or the box that it drew, as one line.
+
+    A box has a title, a rule, and the argument's help: ─ Value error ─ Error parsing --epochs: ... ─ --epochs INT.
+    """
+    cause: BaseException | None = exit_
+    while (cause := cause and cause.__context__) is not None:
+        if isinstance(cause, EcaJaxError):
+            return cause
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
+    option = next(iter(re.findall(r"(?:Error parsing |argument ')(--[\w.-]+)", box)), None)
+    if option is None:
+        return EcaJaxError(" ".join(filter(None, lines)))
+    form = next((line.removeprefix(option).strip() for line in lines if line.startswith(f"{option} ")), "a value")
+    given = _values(option, args)
+    return EcaJaxError(f"{option}: expected {FORMS.get(form, form)}, got {' '.join(map(repr, given)) or 'none'}")
+
+
+FORMS = {"INT": "a whole number", "FLOAT": "a number", "[INT [INT ...]]": "whole numbers"}
+FORMS |= {f"{{None}}|{form}": f"{meaning} or None" for form, meaning in FORMS.items()}
+"""What tyro calls the form of a value -> in words; others stay as they are ([STR FLOAT [STR FLOAT ...]])."""
 
 
 def _attention_fields(info: StructTypeInfo, kind: str, implied: Mapping[str, Any]) -> StructConstructorSpec | None:
@@ -72,17 +119,25 @@ def _attention_fields(info: StructTypeInfo, kind: str, implied: Mapping[str, Any
 
 
 def _today(arg: str) -> str:
-    """An option under its name of today."""
+    """An option under its name of today, with hyphens."""
     name, equals, value = arg.partition("=")
-    return OLD_NAMES.get(name.replace("_", "-"), name) + equals + value
+    if not name.startswith("--"):
+        return arg
+    name = name.replace("_", "-")
+    return OLD_NAMES.get(name, name) + equals + value
+
+
+def _values(option: str, args: Sequence[str]) -> list[str]:
+    """What the command line says of an option, the last time that it does."""
+    found = []
+    for i, arg in enumerate(args, 1):
+        if arg == option:
+            found = list(itertools.takewhile(lambda value: not value.startswith("--"), args[i:]))
+        elif arg.startswith(option + "="):
+            found = [arg.partition("=")[2]]
+    return found
 
 
 def _value(option: str, args: Sequence[str]) -> str | None:
-    """What the command line says of an option, the last time that it does."""
-    found = None
-    for i, arg in enumerate(args):
-        if arg == option and i + 1 < len(args):
-            found = args[i + 1]
-        elif arg.startswith(option + "="):
-            found = arg.partition("=")[2]
-    return found
+    """The first of `_values`."""
+    return next(iter(_values(option, args)), None)
