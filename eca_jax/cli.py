@@ -1,4 +1,6 @@
-"""The commands: `python train.py` and `eca-jax evaluate | predict | prepare | convert | export | precompile`.
+"""The commands: `eca-jax train | evaluate | predict | prepare | convert | export | precompile | benchmark`.
+
+`python train.py` is `eca-jax train`.
 
 Imports of what takes long to load stand inside the commands that need it.
 """
@@ -13,11 +15,12 @@ from typing import NoReturn
 from eca_jax.errors import EcaJaxError, unknown_option
 from eca_jax.interrupts import EXIT_SIGNAL, watched
 from eca_jax.output import OutputLost, checked_output
+from eca_jax.version import __version__
 
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_USAGE = 2
-DEFAULT_CONFIG = "configs/digits.py"
+DEFAULT_CONFIG = "digits"
 DEFAULT_RUN = "runs/digits"
 
 
@@ -69,11 +72,11 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
-def train_main(args: Sequence[str] | None = None) -> int:
-    """`train.py [--config FILE] [--FIELD VALUE ...]`: 0 when the run is complete, 128 + number after a signal."""
+def train_main(args: Sequence[str] | None = None, prog: str = "train.py") -> int:
+    """`train.py [--config NAME] [--FIELD VALUE ...]`: 0 when the run is complete, 128 + number after a signal."""
     status = EXIT_ERROR
     try:
-        status = guarded(lambda: _train(args), needs_output=False)
+        status = guarded(lambda: _train(args, prog), needs_output=False)
     finally:
         sharding = sys.modules.get("eca_jax.sharding")  # without it, no cluster was joined
         if sharding is not None and status not in (EXIT_OK, EXIT_SIGNAL + signal.SIGTERM):
@@ -81,17 +84,18 @@ def train_main(args: Sequence[str] | None = None) -> int:
     return status
 
 
-def _train(args: Sequence[str] | None) -> int:
-    parser = Parser(prog="train.py", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", default=DEFAULT_CONFIG)
+def _train(args: Sequence[str] | None, prog: str) -> int:
+    parser = Parser(prog=prog, add_help=False, allow_abbrev=False)
+    _add_config_argument(parser)
     parser.add_argument("--plugin", action="append", default=[])
+    _add_version_argument(parser)
     known, overrides = parser.parse_known_args(args)
     _load_plugins(known.plugin)
     from eca_jax.overrides import overridden
 
-    description = f"Configuration: {known.config} (another with --config FILE). Continues the run in --workdir."
-    description += " --plugin MODULE (or FILE.py) is imported before."
-    config = overridden(known.config, overrides, prog="train.py", description=description, others=parser.options())
+    description = f"Configuration: {known.config} (another with --config, by its name or as FILE.py). "
+    description += "Continues the run in --workdir. --plugin MODULE (or FILE.py) is imported before."
+    config = overridden(known.config, overrides, prog=prog, description=description, others=parser.options())
 
     import jax
 
@@ -120,6 +124,8 @@ def _train(args: Sequence[str] | None) -> int:
 def main(args: Sequence[str] | None = None) -> int:
     """`eca-jax COMMAND`."""
     args = list(sys.argv[1:] if args is None else args)
+    if args[:1] == ["train"]:
+        return train_main(args[1:], prog="eca-jax train")
     return guarded(lambda: _command(args))
 
 
@@ -136,7 +142,9 @@ def _command(args: Sequence[str]) -> int:
 def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
     """The parser of `eca-jax`, and those of its commands by name."""
     parser = Parser(prog="eca-jax", description="ECA-Net in JAX.")
+    _add_version_argument(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train what a configuration describes; the same as train.py")
 
     command = commands.add_parser("evaluate", help="score a checkpoint of a run, or weights, on held-out data")
     _add_run_arguments(command)
@@ -172,7 +180,7 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
         metavar="|".join(("ecanet", "torchvision", "timm", "safetensors", "orbax")),
         help="whose form; default: our own file or a run, by the ending of DST",
     )
-    command.add_argument("--config", help="--to orbax: the configuration of the run")
+    command.add_argument("--config", help="--to orbax: the configuration of the run, by its name or as FILE.py")
     _add_head_arguments(command)
     command.set_defaults(function=_convert)
 
@@ -191,7 +199,7 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
         description="Any field of the configuration can be set besides, as in train.py: --model.dtype bfloat16",
         allow_abbrev=False,
     )
-    command.add_argument("--config", default=DEFAULT_CONFIG, help=f"default: {DEFAULT_CONFIG}")
+    _add_config_argument(command)
     command.add_argument(
         "--target", required=True, help="chips: v4-8, v5e-8, v5p-64, v6e-256, a100x8, h100x16, h200x8, …"
     )
@@ -207,7 +215,7 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
         allow_abbrev=False,
     )
     command.add_argument("what", choices=("input",))
-    command.add_argument("--config", default=DEFAULT_CONFIG, help=f"default: {DEFAULT_CONFIG}")
+    _add_config_argument(command)
     command.add_argument("--seconds", type=_positive, default=10, help="at least, after a warm-up (default: 10)")
     command.add_argument(
         "--target", help="chips, as of `precompile`: compiles the step, and says how many cores it takes to feed them"
@@ -232,6 +240,15 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
     return int(text)
+
+
+def _add_version_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action="version", version=f"eca_jax {__version__}")
+
+
+def _add_config_argument(parser: argparse.ArgumentParser) -> None:
+    about = f"one of the package's own by its name, such as eca_resnet50, or FILE.py; default: {DEFAULT_CONFIG}"
+    parser.add_argument("--config", default=DEFAULT_CONFIG, help=about)
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -201,13 +201,38 @@ def flatten(values: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def load_config(path: str) -> Config:
-    """The `config` that a Python file defines. The file is run: only load your own."""
-    file = pathlib.Path(path)
+def packaged_configs() -> dict[str, pathlib.Path]:
+    """The configurations that come with the package, by name: {'digits': .../configs/digits.py, ...}.
+
+    An installed package carries them inside; in a checkout they are in `configs/`, beside the package.
+    """
+    package = pathlib.Path(__file__).parent
+    inside, beside = package / "configs", package.parent / "configs"
+    return {file.stem: file for file in sorted((inside if inside.is_dir() else beside).glob("*.py"))}
+
+
+def find_config(name: str) -> pathlib.Path:
+    """The file of a configuration: one of the package's own by its name ('digits'), or any by its path ('my/run.py').
+
+    Raises:
+      EcaJaxError: there is none; the nearest paths or names are given.
+    """
+    own, file = packaged_configs(), pathlib.Path(name)
+    if name in own:
+        return own[name]
     if not file.is_file():
         others = [str(other) for other in sorted((file if file.is_dir() else file.parent).glob("*.py"))]
-        near = difflib.get_close_matches(path, others, n=3) or others
-        raise EcaJaxError(f"--config: there is no file {path}; there are: {', '.join(near) or 'none'}")
+        near = difflib.get_close_matches(name, others, n=3) or difflib.get_close_matches(file.stem, own, n=3)
+        what = "file" if file.suffix or len(file.parts) > 1 or file.is_dir() else "configuration"
+        raise EcaJaxError(f"--config: there is no {what} {name}; there are: {', '.join(near or others or own)}")
+    if file.suffix != ".py":
+        raise EcaJaxError(f"--config: {name}: expected a Python file (.py) that defines `config = Config(...)`")
+    return file
+
+
+def load_config(path: str) -> Config:
+    """The `config` that a Python file defines; `path` is as of `find_config`. The file is run: only load your own."""
+    file = find_config(path)
     try:
         config = vars(run_file(file)).get("config")
     except EcaJaxError:

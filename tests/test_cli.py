@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import eca_jax
 from eca_jax import cli
 from tests.commands import TINY
 from tests.datasets import prepare_like
@@ -90,6 +91,10 @@ def test_what_the_parser_cannot_take_is_one_line_too(monkeypatch, capsys, args, 
         ),
         ("precompile --target v5e-8 --jsn", "unknown option --jsn. Did you mean --json?"),
         ("precompile --target v5e-8 --batch-size 3.5", "--batch-size: expected a whole number, got '3.5'"),
+        ("precompile --target v5e-8 --config cifar", "--config: there is no configuration cifar; there are: cifar10"),
+        ("convert a b --to orbax --config cifar", "--config: there is no configuration cifar; there are: cifar10"),
+        ("train --epoch 3", "unknown option --epoch. Did you mean --epochs?"),
+        ("train --config", "argument --config: expected one argument (eca-jax train --help lists what there is)"),
     ],
 )
 def test_the_other_commands_answer_alike(capsys, args, message):
@@ -97,6 +102,26 @@ def test_the_other_commands_answer_alike(capsys, args, message):
     printed = capsys.readouterr().err
     assert printed.startswith(f"error: {message}")
     assert printed.count("\n") == 1
+
+
+def test_any_directory_will_do(tmp_path, monkeypatch, capsys):
+    """The default configuration, and the others by name, are found from everywhere; `eca-jax train` is train.py."""
+    monkeypatch.chdir(tmp_path)
+    for command, prog in ((cli.train_main, "train.py"), (lambda args: cli.main(["train", *args]), "eca-jax train")):
+        for args, told in (([], "runs/digits"), (["--config", "eca_resnet50_a1"], "runs/eca_resnet50_a1")):
+            with pytest.raises(SystemExit, match=r"^0$"):
+                command([*args, "--help"])
+            printed = capsys.readouterr().out
+            assert f"usage: {prog}" in printed
+            assert told in printed
+        with pytest.raises(SystemExit, match=r"^0$"):
+            command(["--version"])
+        assert capsys.readouterr().out == f"eca_jax {eca_jax.__version__}\n"
+    assert cli.main(["train", "--config", "configs/digits.py"]) == 2
+    assert "--config: there is no file configs/digits.py; there are: digits\n" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main(["--help"])
+    assert "train.py" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from eca_jax.config import Config, differences, from_dict, load_config, to_dict
+from eca_jax.config import Config, differences, from_dict, load_config, packaged_configs, to_dict
 from eca_jax.data.config import DataConfig
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.config import ModelConfig
@@ -111,6 +111,17 @@ def test_a_missing_configuration_file_is_answered_with_those_that_are_there(tmp_
         load_config("configs/eca_resnet5.py")
     with pytest.raises(EcaJaxError, match=r"no file configs; there are: .*configs/digits.py"):
         load_config("configs")
+    with pytest.raises(EcaJaxError, match=r"no configuration ecaresnet50; there are: ecaresnet50t, eca_resnet50"):
+        load_config("ecaresnet50")
+    (tmp_path / "config.txt").write_text("config = 3")
+    with pytest.raises(EcaJaxError, match=r"config.txt: expected a Python file \(.py\) that defines"):
+        load_config(str(tmp_path / "config.txt"))
+
+
+def test_the_package_s_own_configurations_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert packaged_configs().keys() == {file.stem for file in (ROOT / "configs").glob("*.py")}
+    assert load_config("eca_resnet50") == paper("eca_resnet50")
 
 
 def test_what_a_continued_run_may_change():
