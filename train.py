@@ -1,7 +1,7 @@
 """Trains what a configuration describes.
 
-python train.py                                                    the digits that come with scikit-learn
-python train.py --config eca_resnet50 --optim.lr 0.4    any other, by its name or as FILE.py, with overrides; --help lists them
+python train.py                                        the digits that come with scikit-learn
+python train.py --config eca_resnet50 --optim.lr 0.4   any other, by its name or as FILE.py; --help lists the overrides
 
 `eca-jax train` is the same.
 """
