@@ -65,7 +65,9 @@ def test_absurd_sizes_are_refused_before_anything_is_compiled_or_written(tmp_pat
     with pytest.raises(EcaJaxError, match=r"in 1 threads, loading a training step.*needs at least 17,881,393\.43 GiB"):
         train(config)
     monkeypatch.setattr(memory, "_available", lambda root: 2**20)
-    with pytest.raises(EcaJaxError, match=r"a training step .* needs at least 1\.\d MiB, and this machine has 1\.0 MiB free"):
+    with pytest.raises(
+        EcaJaxError, match=r"a training step .* needs at least 1\.\d MiB, and this machine has 1\.0 MiB free"
+    ):
         train(dataclasses.replace(config, task=CONFIG.task))
     assert not (tmp_path / "run").exists()
 
