@@ -19,6 +19,10 @@ Schedule = Callable[[Any], Any]
 """step (from 0) -> learning rate."""
 TRUST_COEFFICIENT = 0.001
 """LARS's."""
+MAX_STEPS = 2**31 - 1
+"""Of a run: its steps are counted in int32."""
+MAX_DECAYS = 2**20
+"""Epochs of the schedule 'exponential': their ends are a constant of the compiled step, 4 MB of it with so many."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +81,18 @@ class OptimConfig:
 
 
 def total_steps(epochs: int, num_examples: int, batch_size: int) -> int:
-    """Whole batches in so many passes over the examples; a batch may reach across the end of an epoch."""
-    return epochs * num_examples // batch_size
+    """Whole batches in so many passes over the examples; a batch may reach across the end of an epoch.
+
+    Raises:
+      EcaJaxError: they are more than MAX_STEPS.
+    """
+    steps = epochs * num_examples // batch_size
+    if steps > MAX_STEPS:
+        raise EcaJaxError(
+            f"epochs: {epochs} epochs of {num_examples} examples in batches of {batch_size} are {steps} steps, and a "
+            f"run counts to {MAX_STEPS}: use at most {MAX_STEPS * batch_size // num_examples} epochs"
+        )
+    return steps
 
 
 def epochs_ended(step: int, num_examples: int, batch_size: int) -> int:
@@ -102,18 +116,25 @@ def learning_rate(config: OptimConfig, *, num_examples: int, batch_size: int, to
         )
 
     def decay(factor: float, epochs: Iterable[int]) -> Schedule:
-        """Times `factor` at the end of each of these epochs."""
-        ends = np.asarray(sorted(epoch * num_examples // batch_size for epoch in epochs), np.int32)
+        """Times `factor` at the end of each of these epochs, as far as steps are counted."""
+        ends = sorted(min(epoch * num_examples // batch_size, MAX_STEPS) for epoch in epochs)
+        ends = np.asarray(ends, np.int32)
         return lambda step: peak * factor ** jnp.searchsorted(ends, step, side="right")
 
+    def exponential() -> Schedule:
+        epochs = total_steps * batch_size // num_examples + 1
+        if epochs > MAX_DECAYS:
+            raise EcaJaxError(f"optim.schedule: exponential is for at most {MAX_DECAYS} epochs, got {epochs}")
+        return decay(config.decay_per_epoch, range(1, epochs + 1))
+
     cosine = optax.cosine_decay_schedule(peak, max(total_steps - warmup, 1))
-    schedules: dict[str, Schedule] = {
-        "constant": lambda step: peak,
-        "step": decay(config.drop_factor, config.drop_epochs),
-        "exponential": decay(config.decay_per_epoch, range(1, total_steps * batch_size // num_examples + 2)),
-        "cosine": lambda step: cosine(jnp.maximum(step - warmup, 0)),
+    schedules: dict[str, Callable[[], Schedule]] = {
+        "constant": lambda: lambda step: peak,
+        "step": lambda: decay(config.drop_factor, config.drop_epochs),
+        "exponential": exponential,
+        "cosine": lambda: lambda step: cosine(jnp.maximum(step - warmup, 0)),
     }
-    schedule = schedules[config.schedule]
+    schedule = schedules[config.schedule]()
     return lambda step: jnp.asarray(schedule(step) * (jnp.minimum((step + 1) / warmup, 1.0) if warmup else 1.0))
 
 

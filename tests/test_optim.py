@@ -9,7 +9,7 @@ import pytest
 
 from eca_jax.config import OptimConfig
 from eca_jax.errors import EcaJaxError
-from eca_jax.optim import learning_rate, make_optimizer, rate_factors
+from eca_jax.optim import MAX_STEPS, learning_rate, make_optimizer, rate_factors, total_steps
 
 
 def rates(config: OptimConfig, steps, *, n: int, batch: int, epochs: int) -> list[float]:
@@ -38,6 +38,19 @@ def test_the_paper_s_rule_on_imagenet():
     assert rates(OptimConfig(), steps, n=n, batch=batch, epochs=100) == pytest.approx(
         [0.1, 0.1, 0.01, 1e-3, 1e-4, 1e-4]
     )
+
+
+def test_epochs_beyond_what_a_run_counts():  # neither listed one by one nor put into int32
+    far = OptimConfig(lr=1.0, schedule="step", drop_epochs=(1, 10**9, 10**18), drop_factor=0.1)
+    assert rates(far, [0, 22, 2**31 - 2], n=1437, batch=64, epochs=90_000_000) == pytest.approx([1, 0.1, 0.1])
+    for schedule in ("cosine", "constant"):
+        assert rates(OptimConfig(lr=1.0, schedule=schedule), [0], n=64, batch=64, epochs=MAX_STEPS) == [1.0]
+    with pytest.raises(EcaJaxError, match="exponential is for at most 1048576 epochs, got 2147483648"):
+        rates(OptimConfig(schedule="exponential"), [0], n=64, batch=64, epochs=MAX_STEPS)
+    assert total_steps(MAX_STEPS, 64, 64) == MAX_STEPS
+    with pytest.raises(EcaJaxError, match=r"are 22453125000000 steps, .* use at most 95642973 epochs"):
+        total_steps(10**12, 1437, 64)
+    assert total_steps(95642973, 1437, 64) <= MAX_STEPS < 95642974 * 1437 // 64
 
 
 def test_a_warm_up_longer_than_the_run_is_refused():
