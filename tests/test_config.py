@@ -5,11 +5,12 @@ import math
 import pathlib
 
 import pytest
+from flax import nnx
 
 from eca_jax.config import Config, differences, from_dict, load_config, packaged_configs, to_dict
 from eca_jax.data.config import DataConfig
 from eca_jax.errors import EcaJaxError
-from eca_jax.models.config import ModelConfig
+from eca_jax.models.config import ModelConfig, build_model
 from eca_jax.nn.attention import AttentionConfig
 from eca_jax.optim import OptimConfig, peak_rate
 from eca_jax.recipes import paper
@@ -43,6 +44,9 @@ def test_the_configurations_load_and_survive_json(path):
             "expected an odd size of at least 1, got 4: .* use 3 or 5",
         ),
         (lambda: AttentionConfig("eca", kernel_sizes=(3, 5, 6, 7)), "expected an odd size of at least 1, got 6"),
+        (lambda: AttentionConfig("eca", kernel_sizes=0), "expected an odd size of at least 1, got 0: .* use 1 or 3"),
+        (lambda: AttentionConfig("eca", kernel_sizes=100001), "expected an odd size of at most 255, got 100001"),
+        (lambda: AttentionConfig("eca_ns", kernel_sizes=(3, 257, 3, 3)), "an odd size of at most 255, got 257"),
         (lambda: AttentionConfig("eca", kernel_sizes=3.0), "expected an odd whole number, got 3.0"),
         (lambda: AttentionConfig("eca", kernel_sizes=()), "one for each stage, got none"),
         (lambda: AttentionConfig("eca", kernel_sizes="adaptiv"), "unknown policy 'adaptiv'"),
@@ -76,6 +80,14 @@ def test_the_configurations_load_and_survive_json(path):
 def test_a_value_that_cannot_work_is_refused(make, message):
     with pytest.raises(EcaJaxError, match=message):
         make()
+
+
+@pytest.mark.parametrize("width", [200.0, 1e6, 1e300])
+def test_a_width_that_no_machine_can_hold_is_refused_by_arithmetic(width):
+    for name in ("resnet18", "mobilenet_v2"):
+        config = ModelConfig(name, width_multiplier=width)
+        with pytest.raises(EcaJaxError, match=r"width_multiplier: too large, .* expected at most 536870912"):
+            nnx.eval_shape(lambda config=config: build_model(config, 10, nnx.Rngs(0)))
 
 
 def test_fields_of_another_version_and_wrong_types_are_named():

@@ -22,6 +22,9 @@ from eca_jax.plugins import Registry
 
 KernelSizes = int | tuple[int, ...] | str
 KERNEL_POLICIES = ("released", "adaptive")
+MAX_KERNEL_SIZE = 255
+"""A kernel of k weights is k multiplies of the program, in every block and three times in training, so that a size with
+zeros too many would be traced for minutes. The formula asks for 7 on 2048 channels; the paper tried up to 9."""
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> int:
@@ -181,10 +184,12 @@ class AttentionConfig:
 def _check_kernel_size(size: int) -> int:
     if not isinstance(size, int) or isinstance(size, bool):
         raise EcaJaxError(f"attention.kernel_sizes: expected an odd whole number, got {size!r}")
+    if size > MAX_KERNEL_SIZE:
+        raise EcaJaxError(f"attention.kernel_sizes: expected an odd size of at most {MAX_KERNEL_SIZE}, got {size}")
     if size < 1 or size % 2 == 0:
         raise EcaJaxError(
             f"attention.kernel_sizes: expected an odd size of at least 1, got {size}: "
-            f"an even kernel has no centre channel; use {max(size - 1, 1)} or {max(size, 0) + 1}"
+            f"an even kernel has no centre channel; use {max(size - 1, 1)} or {max(size + 1, 3)}"
         )
     return size
 

@@ -15,6 +15,10 @@ from eca_jax.nn.conv import convolve
 from eca_jax.nn.layers import Conv, fan_out_normal
 from eca_jax.nn.norm import BatchNorm
 
+MAX_WEIGHTS = 2**29
+"""Of one convolution: 2 GB in float32, and 200 times the largest of a ResNet. Far beyond it XLA does not refuse a shape
+but ends the process."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Bricks:
@@ -42,9 +46,17 @@ class Bricks:
         """A convolution without bias, padded by (kernel_size - 1) / 2 on every side as PyTorch's `padding=` does.
 
         'SAME' is not that at stride 2: it pads less on the top and left.
+
+        Raises:
+          EcaJaxError: it would have no channels, or more than MAX_WEIGHTS weights.
         """
         if c_out < 1:
             raise EcaJaxError("width_multiplier: too small, it leaves a convolution with no channels")
+        if (weights := kernel_size**2 * c_in * c_out // groups) > MAX_WEIGHTS:
+            raise EcaJaxError(
+                f"width_multiplier: too large, a convolution from {c_in} to {c_out} channels would have {weights} "
+                f"weights; expected at most {MAX_WEIGHTS}"
+            )
         pad = (kernel_size - 1) // 2
         return Conv(
             c_in,
