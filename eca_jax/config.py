@@ -40,6 +40,10 @@ class CheckpointConfig:
             expect_positive("checkpoint.every_steps", self.every_steps)
 
 
+COMMAND_OPTIONS = ("config", "plugin", "version", "help")
+"""Options of train.py that are no fields."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
@@ -71,6 +75,12 @@ class Config:
             raise EcaJaxError(
                 f"task: {type(self.task).__name__} is not registered as {self.task.name!r}: say so where it is "
                 f"defined, TASKS.register({self.task.name!r}, {type(self.task).__name__})"
+            )
+        taken = {field.name for field in dataclasses.fields(self.task)} & {*vars(self), *COMMAND_OPTIONS}
+        if taken:
+            raise EcaJaxError(
+                f"task: {type(self.task).__name__} has fields that the command line could not tell from others beside "
+                f"which they stand: {', '.join(sorted(taken))}; give them other names"
             )
         for name in ("batch_size", "epochs", "log_every", "eval_every_epochs"):
             expect_positive(name, getattr(self, name))

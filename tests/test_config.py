@@ -15,8 +15,9 @@ from eca_jax.nn.attention import AttentionConfig
 from eca_jax.optim import OptimConfig, peak_rate
 from eca_jax.recipes import paper
 from eca_jax.sharding import ClusterConfig
-from eca_jax.tasks import Classification
+from eca_jax.tasks import TASKS, Classification
 from eca_jax.tasks.mix import MixConfig
+from tests.tiny import brought_from_outside
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -88,6 +89,16 @@ def test_a_width_that_no_machine_can_hold_is_refused_by_arithmetic(width):
         config = ModelConfig(name, width_multiplier=width)
         with pytest.raises(EcaJaxError, match=r"width_multiplier: too large, .* expected at most 536870912"):
             nnx.eval_shape(lambda config=config: build_model(config, 10, nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("name", ["epochs", "data", "config", "version"])
+def test_a_field_of_a_task_that_the_command_line_could_not_tell_from_another_is_refused(name):
+    base = dataclasses.make_dataclass("Own", [(name, int, 3)], bases=(Classification,), frozen=True)
+    task = type("Own", (base,), {"name": "own"})
+    with brought_from_outside():
+        TASKS.register("own", task)
+        with pytest.raises(EcaJaxError, match=rf"task: Own has fields that .*: {name}; give them other names"):
+            Config(task=task())
 
 
 def test_fields_of_another_version_and_wrong_types_are_named():
