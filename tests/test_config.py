@@ -62,6 +62,7 @@ def test_the_configurations_load_and_survive_json(path):
         (lambda: Config(model=ModelConfig(batch_norm_group=48)), r"batch_size 256 is not a multiple .* 48: use 240"),
         (lambda: ModelConfig(drop_path=1.0), "model.drop_path: expected 0 <= drop_path < 1, got 1.0"),
         (lambda: ModelConfig(skip=("fc.*",)), "model.skip: .* is of model.pretrained, which is not given"),
+        (lambda: ModelConfig("resnet50", attention="ecaa"), "unknown attention 'ecaa'. Did you mean eca"),
         (lambda: MixConfig(mixup_alpha=-1), "mix.mixup_alpha: expected 0 or more, got -1"),
         (lambda: OptimConfig("adam"), "optim.name: expected one of sgd, lars, lamb, got 'adam'"),
         (lambda: Classification(loss_function="bce"), "loss_function: expected one of softmax, sigmoid, got 'bce'"),
@@ -81,6 +82,11 @@ def test_the_configurations_load_and_survive_json(path):
 def test_a_value_that_cannot_work_is_refused(make, message):
     with pytest.raises(EcaJaxError, match=message):
         make()
+
+
+def test_the_attention_may_be_said_by_its_kind_alone():
+    said = ModelConfig("resnet50", attention="eca")  # type: ignore
+    assert said == ModelConfig("resnet50", attention=AttentionConfig("eca"))
 
 
 @pytest.mark.parametrize("width", [200.0, 1e6, 1e300])

@@ -22,7 +22,7 @@ class ModelConfig:
     name: str = "eca_resnet50"
     """One of `eca_jax.list_models()`."""
     attention: AttentionConfig = AttentionConfig()
-    """Changes what the name implies."""
+    """Changes what the name implies; in Python a string is the kind: ModelConfig("resnet50", attention="eca")."""
     small_stem: bool = False
     """For images of 8 to 64 pixels."""
     width_multiplier: float = 1.0
@@ -44,6 +44,8 @@ class ModelConfig:
     for checks of arithmetic and needs JAX_ENABLE_X64=1."""
 
     def __post_init__(self):
+        if isinstance(self.attention, str):
+            object.__setattr__(self, "attention", AttentionConfig(self.attention))
         resolve_attention(self.name, self.attention)
         expect_one_of("model.dtype", self.dtype, DTYPES)
         if self.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
