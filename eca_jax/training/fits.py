@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -46,7 +45,7 @@ def check_arithmetic(config: Config, plan: StatePlan, batches: NamedSharding, *,
     held = int(threads * share * _bytes(batch))  # each thread makes a batch
     fewer = ["a smaller --batch-size", "fewer --data.num-threads", "a smaller --preprocess.image-size"]
     expect_room(f"in {threads} threads, loading {what}", held, host_room(), fewer, at_least=True)
-    room = device_room(list(batches.mesh.devices.flat))
+    room = device_room(jax.local_devices())
     if room is not None:
         needed = room.copies * least_bytes(config, plan, batch, batches)
         expect_room(what, needed, room, remedies(config), at_least=True)
@@ -83,13 +82,13 @@ def stage_bytes(plan: StatePlan, batch: Batch, dtype: str) -> int:
     return examples * sum(pixels) * jnp.dtype(dtype).itemsize
 
 
-def check_plan(config: Config, compiled: jax.stages.Compiled, devices: Sequence[Any]) -> None:
+def check_plan(config: Config, compiled: jax.stages.Compiled) -> None:
     """Refuses a compiled training step that needs more memory than there is.
 
     Raises:
       EcaJaxError: says what is needed, what there is, and the remedies.
     """
-    room = device_room(devices)
+    room = device_room(jax.local_devices())
     if room is not None:
         expect_room(describe_step(config), needed_by(compiled, room), room, remedies(config))
 

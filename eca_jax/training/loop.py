@@ -25,6 +25,7 @@ from eca_jax.runs.state import TrainState
 from eca_jax.runs.writers import NoWriter, Writer
 from eca_jax.sharding import make_mesh, names_lost_processes
 from eca_jax.tasks.base import means
+from eca_jax.training.announce import describe_start
 from eca_jax.training.evaluate import evaluate
 from eca_jax.training.fits import check_arithmetic, check_plan, names_lack_of_room
 from eca_jax.training.program import InFlight, Program, build_program, compile_step
@@ -71,10 +72,9 @@ def train(config: Config) -> Result:
         names_lack_of_room(config),
     ):
         train_source, held_out = open_sources(config)
-        num_examples, num_classes = len(train_source), len(train_source.class_names)
-        program = build_program(
-            config, make_mesh(), num_examples=num_examples, num_classes=num_classes, candidates=held_out.candidates
-        )
+        num_classes = len(train_source.class_names)
+        sizes = {"num_examples": len(train_source), "num_classes": num_classes, "candidates": held_out.candidates}
+        program = build_program(config, make_mesh(), **sizes)
         check_arithmetic(config, program, program.batch_sharding, num_classes=num_classes)
         with writable_run(config) as checkpoints:
             stop.saving = checkpoints.saving
@@ -86,10 +86,10 @@ def train(config: Config) -> Result:
             if start >= training.total and not owed:
                 return training.result(evaluation)
             with training.open_writer(owed) as training.writer:
+                lines = describe_start(training.config, program, training.description, held_out, step=start)
+                training.writer.say("\n".join(lines))
                 if state is None:
                     state = initial_state(config, program, num_classes)
-                else:
-                    training.writer.say(f"continuing {config.workdir} at step {start} of {training.total}")
                 if owed:  # the run was stopped in it
                     evaluation = training.evaluate_owed(state)
                 if stop.requested() or start == training.total:
@@ -127,9 +127,10 @@ class Training:
         for batch in self.batches():
             shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
             if shapes not in compiled:
+                self.writer.say(f"compiling the training step{' for another shape of batch' if compiled else ''}")
                 with self.stop.waiting_for("the compilation of this step"):
                     compiled[shapes] = step = compile_step(self.program.train_step, state, batch)
-                check_plan(self.config, step, jax.local_devices())
+                check_plan(self.config, step)
                 self.writer.restart_clock(self.step)  # compilation is not training
             with jax.transfer_guard_device_to_host("disallow"):
                 state, loss = compiled[shapes](state, batch)

@@ -1,0 +1,40 @@
+"""What a run says of itself before its first row."""
+
+import jax
+
+from eca_jax.config import Config
+from eca_jax.data.records import Source
+from eca_jax.optim import total_steps
+from eca_jax.runs.state import StatePlan
+
+
+def describe_start(config: Config, plan: StatePlan, description: dict, held_out: Source, *, step: int) -> list[str]:
+    """Short lines: the model, the data, where it runs and how far, and where it is written.
+
+    Args:
+      config, plan: of the run.
+      description: what its checkpoints say of it.
+      held_out: the examples that are evaluated.
+      step: that it continues from; 0 is a new run.
+    """
+    images, classes = description["num_examples"], len(description["class_names"])
+    size = config.task.preprocess.train_size
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(plan.abstract_state.params))
+    total = total_steps(config.epochs, images, config.batch_size)
+    lines = [
+        f"model: {config.model.name}, {parameters:,} parameters, {config.model.dtype}",
+        f"data: {config.data.name}, {images:,} images to train on and {len(held_out):,} held out, {classes:,} classes, "
+        f"{size} x {size} pixels",
+        f"devices: {_devices(config)}",
+        f"steps: {total:,} in {config.epochs:,} epochs",
+        f"workdir: {config.workdir}",
+    ]
+    return lines + ([f"continuing {config.workdir} at step {step} of {total}"] if step else [])
+
+
+def _devices(config: Config) -> str:
+    """How many of which kind, and what each of them gets."""
+    devices, processes, parts = jax.device_count(), jax.process_count(), config.optim.accumulate
+    words = [f"{devices} x {jax.devices()[0].device_kind}{f' in {processes} processes' if processes > 1 else ''}"]
+    words.append(f"batch {config.batch_size}{f' = {config.batch_size / devices:g} a device' if devices > 1 else ''}")
+    return ", ".join(words + ([f"in {parts} parts"] if parts > 1 else []))
