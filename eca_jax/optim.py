@@ -58,7 +58,7 @@ class OptimConfig:
     drop_factor: float = 0.1
     decay_per_epoch: float = 0.98
     warmup_epochs: float = 0.0
-    """The rate grows linearly from 0 over so many epochs."""
+    """The rate grows linearly from 0 over so many epochs; in a run that is shorter, over a tenth of its steps."""
 
     def __post_init__(self):
         expect_one_of("optim.name", self.name, OPTIMIZERS)
@@ -105,10 +105,31 @@ def peak_rate(config: OptimConfig, batch_size: int) -> float:
     return config.lr * (batch_size / config.lr_batch_size if config.lr_batch_size else 1.0)
 
 
+def warmup_steps(config: OptimConfig, *, num_examples: int, batch_size: int) -> int:
+    """The steps over which the rate grows."""
+    return round(config.warmup_epochs * num_examples / batch_size)
+
+
+def fitting_warmup(config: OptimConfig, *, num_examples: int, batch_size: int, total_steps: int) -> OptimConfig:
+    """With a warm-up of at most a tenth of the run's steps where the one asked for is longer than the run.
+
+    One that fits stays as it is, however long: it may be meant, and what a configuration computes must not change. One
+    that does not is nearly always that of a longer run, tried out with fewer epochs, and a run that never gets to its
+    rate tries out nothing; published procedures warm up over a tenth of their epochs or less.
+    """
+    if warmup_steps(config, num_examples=num_examples, batch_size=batch_size) <= total_steps:
+        return config
+    return dataclasses.replace(config, warmup_epochs=total_steps // 10 * batch_size / num_examples)
+
+
 def learning_rate(config: OptimConfig, *, num_examples: int, batch_size: int, total_steps: int) -> Schedule:
-    """step -> rate. Drops and decays count epochs from the start of the run, warm-up included."""
+    """step -> rate. Drops and decays count epochs from the start of the run, warm-up included.
+
+    Raises:
+      EcaJaxError: the warm-up is longer than the run (see `fitting_warmup`).
+    """
     peak = peak_rate(config, batch_size)
-    warmup = round(config.warmup_epochs * num_examples / batch_size)
+    warmup = warmup_steps(config, num_examples=num_examples, batch_size=batch_size)
     if warmup > total_steps:
         raise EcaJaxError(
             f"optim.warmup_epochs: {config.warmup_epochs} epochs are {warmup} of the run's {total_steps} steps, so "

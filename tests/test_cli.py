@@ -31,7 +31,6 @@ def no_cluster():
         (["--data.eval-split", "test[:0]"], "split 'test[:0]' has no examples"),
         (["--batch-size", "63"], "batch_size 63 is not a multiple of the 8 devices: use 56"),
         (["--workdir", "/dev/null/run"], "workdir: cannot make the directory /dev/null/run"),
-        (["--optim.warmup-epochs", "9"], "optim.warmup_epochs: 9.0 epochs are 45 of the run's 10 steps"),
     ],
 )
 def test_train_answers_bad_input_in_one_line(tmp_path, capsys, args, message):

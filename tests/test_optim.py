@@ -9,7 +9,15 @@ import pytest
 
 from eca_jax.config import OptimConfig
 from eca_jax.errors import EcaJaxError
-from eca_jax.optim import MAX_STEPS, learning_rate, make_optimizer, rate_factors, total_steps
+from eca_jax.optim import (
+    MAX_STEPS,
+    fitting_warmup,
+    learning_rate,
+    make_optimizer,
+    rate_factors,
+    total_steps,
+    warmup_steps,
+)
 
 
 def rates(config: OptimConfig, steps, *, n: int, batch: int, epochs: int) -> list[float]:
@@ -56,6 +64,29 @@ def test_epochs_beyond_what_a_run_counts():  # neither listed one by one nor put
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(EcaJaxError, match=r"20 epochs are 100 of the run's 50 steps"):
         rates(OptimConfig(warmup_epochs=20), [0], n=320, batch=64, epochs=10)
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps"),
+    [(0, 0), (1, 5), (9.5, 48), (10, 50), (10.05, 50), (10.2, 5), (20, 5)],  # of the 50 of the run
+)
+def test_a_warm_up_that_does_not_fit_takes_a_tenth_of_the_run_and_others_stay(asked, steps):
+    sizes = {"num_examples": 320, "batch_size": 64}
+    config = OptimConfig(warmup_epochs=asked, schedule="constant")
+    fitting = fitting_warmup(config, **sizes, total_steps=50)
+    assert warmup_steps(fitting, **sizes) == steps
+    assert (fitting is config) == (asked < 10.1)
+    rate = learning_rate(fitting, **sizes, total_steps=50)
+    assert rate(max(steps - 1, 0)) == pytest.approx(0.1)
+    assert steps == 0 or rate(0) == pytest.approx(0.1 / steps)
+
+
+@pytest.mark.parametrize("total", [1, 7, 9, 10, 44, 445, 44_449])
+def test_the_steps_of_a_shortened_warm_up_are_whole(total):
+    """Whatever the examples and the batch: epochs are written down, and read back as that many steps."""
+    for sizes in ({"num_examples": 1437, "batch_size": 64}, {"num_examples": 1_281_167, "batch_size": 2048}):
+        config = fitting_warmup(OptimConfig(warmup_epochs=1e6), **sizes, total_steps=total)
+        assert warmup_steps(config, **sizes) == total // 10
 
 
 def test_the_rate_follows_the_batch_where_it_is_said_for_how_many():

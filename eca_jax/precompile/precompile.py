@@ -18,6 +18,7 @@ from eca_jax.precompile.hlo import Collective, bytes_moved, find_collectives
 from eca_jax.precompile.targets import GIB, Target, topology_devices
 from eca_jax.sharding import make_mesh, sharded
 from eca_jax.training.program import build_program
+from eca_jax.training.warmup import fit_warmup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +95,14 @@ class DoesNotFitError(Exception):
 
 
 def precompile(config: Config, target: Target, *, num_classes: int, num_examples: int) -> Report:
-    """Compiles the step.
+    """Compiles the step that `train` would run.
 
     Raises:
       EcaJaxError: it does not fit (names the bytes and the batch that does); the compiler is missing; the batch cannot
         be split over the chips.
     """
     devices = topology_devices(target)
+    config, _ = fit_warmup(config, num_examples)
     data = {"num_classes": num_classes, "num_examples": num_examples}
     program = build_program(config, make_mesh(devices), num_classes=num_classes, num_examples=num_examples)
     try:

@@ -6,6 +6,7 @@ from eca_jax.config import Config
 from eca_jax.data.records import Source
 from eca_jax.optim import total_steps
 from eca_jax.runs.state import StatePlan
+from eca_jax.training.warmup import describe_warmup
 
 
 def describe_start(config: Config, plan: StatePlan, description: dict, held_out: Source, *, step: int) -> list[str]:
@@ -28,6 +29,7 @@ def describe_start(config: Config, plan: StatePlan, description: dict, held_out:
         f"devices: {_devices(config)}",
         f"steps: {total:,} in {config.epochs:,} epochs",
         f"workdir: {config.workdir}",
+        *describe_warmup(config, description),
     ]
     return lines + ([f"continuing {config.workdir} at step {step} of {total}"] if step else [])
 

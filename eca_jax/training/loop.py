@@ -32,6 +32,7 @@ from eca_jax.training.program import InFlight, Program, build_program, compile_s
 from eca_jax.training.schedule import due
 from eca_jax.training.signals import Stopped, StopSignal
 from eca_jax.training.start import initial_state, open_sources
+from eca_jax.training.warmup import fit_warmup, keep_warmup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +75,16 @@ def train(config: Config) -> Result:
         train_source, held_out = open_sources(config)
         num_classes = len(train_source.class_names)
         sizes = {"num_examples": len(train_source), "num_classes": num_classes, "candidates": held_out.candidates}
+        config, asked = fit_warmup(config, len(train_source))
         program = build_program(config, make_mesh(), **sizes)
         check_arithmetic(config, program, program.batch_sharding, num_classes=num_classes)
         with writable_run(config) as checkpoints:
             stop.saving = checkpoints.saving
-            training = Training(config, program, train_source, held_out, checkpoints, stop)
+            training = Training(config, asked, program, train_source, held_out, checkpoints, stop)
             start, state = checkpoints.restore_newest(program.abstract_state, training.check_continues)
             training.step = start
+            if training.config != config:  # it goes on with the warm-up of the checkpoint
+                training.program = build_program(training.config, make_mesh(), **sizes)
             evaluation = checkpoints.evaluation(start) if state is not None else None
             owed = evaluation is None and 0 < start <= training.total and training.due(start).evaluation
             if start >= training.total and not owed:
@@ -103,6 +107,7 @@ class Training:
     def __init__(
         self,
         config: Config,
+        asked: dict[str, float],
         program: Program,
         train_source: Source,
         held_out: Source,
@@ -111,7 +116,7 @@ class Training:
     ):
         self.config, self.program, self.stop = config, program, stop
         self.train_source, self.held_out, self.checkpoints = train_source, held_out, checkpoints
-        self.description = describe_run(config, train_source)
+        self.description = describe_run(config, train_source) | asked
         self.bad_records = BadRecords(config.data.max_bad)
         self.total = total_steps(config.epochs, len(train_source), config.batch_size)
         self.writer: Writer | NoWriter = NoWriter()
@@ -218,7 +223,9 @@ class Training:
         return writer
 
     def check_continues(self, step: int) -> None:
-        """Refuses a checkpoint of another configuration or other data."""
+        """Refuses a checkpoint of another configuration or other data; takes over the warm-up of its run."""
+        saved = self.checkpoints.read_run(step)
+        self.config, self.description = keep_warmup(self.config, self.description, saved)
         check_continues(self.checkpoints, step, self.description)
 
     def due(self, step: int):
