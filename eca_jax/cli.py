@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from eca_jax.errors import EcaJaxError, unknown_option
 from eca_jax.interrupts import EXIT_SIGNAL, watched
@@ -152,6 +152,7 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
     command.add_argument("--data", help="a TFDS name, or folder:/path; default: the data of the run")
     command.add_argument("--split", help="in TFDS's notation; default: the run's eval_split, or validation or test")
     command.add_argument("--data-dir", help="where TFDS data sets are; default: the run's, or TFDS's own")
+    _add_preprocess_arguments(command)
     command.set_defaults(function=_evaluate)
 
     command = commands.add_parser("predict", help="print what a model says of image files")
@@ -159,6 +160,7 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
     _add_run_arguments(command)
     _add_weights_arguments(command)
     command.add_argument("--top", type=_positive, default=5, help="classes to print for each image (default: 5)")
+    _add_preprocess_arguments(command)
     command.set_defaults(function=_predict)
 
     command = commands.add_parser("prepare", help="download a TFDS data set and write it as ArrayRecord, once")
@@ -174,7 +176,9 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
 
     command = commands.add_parser("convert", help="write weights in another framework's form")
     command.add_argument("source", metavar="SRC", help="a weight file, the workdir of a run, or a name on the hub")
-    command.add_argument("target", metavar="DST", help="a new .safetensors, .pth or .pth.tar file, or a new workdir")
+    command.add_argument(
+        "target", metavar="DST", help="a new .safetensors, .pth or .pth.tar file, or a new directory (a run, or timm's)"
+    )
     command.add_argument(
         "--to",
         metavar="|".join(("ecanet", "torchvision", "timm", "safetensors", "orbax")),
@@ -252,8 +256,8 @@ def _add_config_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", default=DEFAULT_RUN, help=f"the workdir of a training run (default: {DEFAULT_RUN})")
-    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or the number of a step")
+    parser.add_argument("--run", help=f"the workdir of a training run (default: {DEFAULT_RUN})")
+    parser.add_argument("--checkpoint", help="of the run: latest (default), best, or the number of a step")
 
 
 def _add_weights_arguments(parser: argparse.ArgumentParser) -> None:
@@ -262,33 +266,80 @@ def _add_weights_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_weights_arguments(args: argparse.Namespace) -> None:
+    """Refuses what belongs to a run beside what belongs to weights, and says what a run has by default."""
     if args.model and not args.weights:
         raise EcaJaxError("--model: goes with --weights FILE; a run says itself which model it is")
+    for option, value in (("--run", args.run), ("--checkpoint", args.checkpoint)):
+        if args.weights and value:
+            raise EcaJaxError(f"--weights {args.weights} and {option} {value}: expected one of the two, leave one out")
+    args.run, args.checkpoint = args.run or DEFAULT_RUN, args.checkpoint or "latest"
+
+
+def _add_preprocess_arguments(parser: argparse.ArgumentParser) -> None:
+    """The fields of `eca_jax.data.preprocess.EVALUATION`, as train.py calls them."""
+    group = parser.add_argument_group("how images are made (default: as the run or the weights say)")
+    group.add_argument(
+        "--preprocess.image-size",
+        type=_positive,
+        metavar="PIXELS",
+        help="without --preprocess.eval-resize: that follows",
+    )
+    group.add_argument("--preprocess.eval-resize", type=_positive, metavar="PIXELS")
+    group.add_argument("--preprocess.interpolation", metavar="bilinear|bicubic")
+    group.add_argument("--preprocess.mean", type=float, nargs=3, metavar=("R", "G", "B"))
+    group.add_argument("--preprocess.std", type=float, nargs=3, metavar=("R", "G", "B"))
+
+
+def _preprocess_changes(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the preprocessing that the command line sets anew, by name."""
+    given = {name.partition(".")[2]: value for name, value in vars(args).items() if name.startswith("preprocess.")}
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return {name: value for name, value in changes.items() if value is not None}
+
+
+def _say_preprocess(line: str) -> None:
+    """On stderr: what is printed on stdout is the same as before, for those who read it by a program."""
+    print(f"preprocess: {line}", file=sys.stderr)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     from eca_jax.compilation_cache import keep_compiled_programs
+    from eca_jax.data.preprocess import words
 
     keep_compiled_programs()
     _check_weights_arguments(args)
+    changes = _preprocess_changes(args)
     if args.weights:
         from eca_jax.training.evaluate import evaluate_weights
 
         if not args.data:
             raise EcaJaxError("--weights: say on which data, such as --data imagenet2012")
         task, scores = evaluate_weights(
-            args.weights, args.data, name=args.model, split=args.split, data_dir=args.data_dir
+            args.weights,
+            args.data,
+            name=args.model,
+            split=args.split,
+            data_dir=args.data_dir,
+            preprocess=changes,
+            say=_say_preprocess,
         )
         what = args.weights
     else:
         from eca_jax.training.evaluate import evaluate_run
 
         step, task, scores = evaluate_run(
-            args.run, which=args.checkpoint, data=args.data, split=args.split, data_dir=args.data_dir
+            args.run,
+            which=args.checkpoint,
+            data=args.data,
+            split=args.split,
+            data_dir=args.data_dir,
+            preprocess=changes,
+            say=_say_preprocess,
         )
         what = f"{args.run}, step {step}"
     on = f", data {args.data!r}" if args.data is not None else ""
     on += f", split {args.split!r}" if args.split is not None else ""
+    on += "".join(f", {name} {' '.join(words(value))}" for name, value in changes.items())
     print(f"{what}{on}: {task.describe(scores)}")
     return EXIT_OK
 
@@ -299,16 +350,19 @@ def _predict(args: argparse.Namespace) -> int:
 
     keep_compiled_programs()
     _check_weights_arguments(args)
+    changes = _preprocess_changes(args)
     if args.weights:
         from eca_jax.convert.pretrained import load
 
         loaded = load(args.weights, name=args.model)
-        model, task, names = loaded.model, loaded.task, loaded.names
+        model, task, names = loaded.model, loaded.task.with_preprocess(changes), loaded.names
+        _say_preprocess(loaded.describe_preprocess(task.preprocess))
     else:
         from eca_jax.runs.run import load_run
 
         model, config, names = load_run(args.run, args.checkpoint)
-        task = config.task
+        task = config.task.with_preprocess(changes)
+        _say_preprocess(task.preprocess.describe_evaluation())
     for path, prediction in predict_files(args.images, model=model, task=task):
         print(path)
         for line in task.describe_prediction(prediction, names, args.top):

@@ -9,10 +9,19 @@ from typing import Any
 import numpy as np
 
 from eca_jax.config import Config
-from eca_jax.convert.files import SAFETENSORS, TORCH, write_safetensors, write_torch
+from eca_jax.convert.files import (
+    ENDINGS,
+    SAFETENSORS,
+    check_new_directory,
+    write_directory,
+    write_safetensors,
+    write_torch,
+)
 from eca_jax.convert.pretrained import Loaded, describe, load, own_metadata
 from eca_jax.convert.state_dict import NATIVE, momentum_to_state_dict, parameter_order, to_state_dict
 from eca_jax.convert.tables import TABLES
+from eca_jax.convert.timm_directory import shortcomings, to_directory
+from eca_jax.data.preprocess import EVALUATION, PreprocessConfig, words
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.config import architecture
@@ -36,7 +45,8 @@ def convert(
     Args:
       source: what `eca_jax.load_pretrained` takes.
       target: `.safetensors`; `.pth` (a bare state dict) or `.pth.tar` (with epoch and momentum, as the authors save it)
-        with `to` 'ecanet', 'torchvision' or 'timm'; a new directory with `to` 'orbax'.
+        with `to` 'ecanet', 'torchvision' or 'timm'; a new directory with `to` 'orbax', or 'timm', whose directory alone
+        (`eca_jax.convert.timm_directory`) says how images are made.
       to: whose names: 'ecanet', 'torchvision', 'timm'; 'safetensors' is our own file, 'orbax' a run to be continued.
         None is one of the last two where the target says which.
       config: of the run that 'orbax' writes.
@@ -51,25 +61,66 @@ def convert(
         raise EcaJaxError(f"--to: {said}; expected one of {', '.join(TARGETS)}")
     if to == "safetensors" and suffix not in SAFETENSORS:
         raise EcaJaxError(f"--to safetensors: expected a file that ends in .safetensors, got {target}")
-    if to in TABLES and suffix not in (*SAFETENSORS, *TORCH):
-        raise EcaJaxError(f"--to {to}: expected a file that ends in .safetensors, .pth or .pth.tar, got {target}")
+    directory = to == "timm" and suffix not in ENDINGS
+    if directory:
+        check_new_directory(target)
+    elif to in TABLES and suffix not in ENDINGS:
+        raise EcaJaxError(f"--to {to}: expected a file that ends in {', '.join(ENDINGS)}, got {target}")
     loaded = load(source, num_classes=num_classes, skip=skip)
-    extra = ""
     if to == "orbax":
         extra = _write_run(loaded, target, config)
     elif to == "safetensors":
         own = own_metadata(loaded.model, loaded.class_names, loaded.task)
         write_safetensors(target, to_state_dict(loaded.model, NATIVE), own)
+        extra = ""
+    elif directory:
+        extra = _write_timm_directory(loaded, target)
     else:
-        tensors = to_state_dict(loaded.model, to)
-        if suffix in SAFETENSORS:
-            write_safetensors(target, tensors)
-        elif suffix == ".tar":
-            write_torch(target, _training_checkpoint(loaded, tensors, to))
-            extra = ", with momentum" if loaded.momentum is not None else ", without momentum"
-        else:
-            write_torch(target, tensors)
+        extra = _write_state_dict(loaded, target, to)
     return f"{describe(loaded.origin, loaded.model.architecture)} -> {to}, {target}{extra}"
+
+
+def _write_timm_directory(loaded: Loaded, target: pathlib.Path) -> str:
+    """Returns what is in it, and what it lacks."""
+    model, task = loaded.model, loaded.task
+    about = describe(loaded.origin, model.architecture)
+    if loaded.run is not None and loaded.run.metrics is not None:
+        data = loaded.run.config.data
+        scores = task.describe(loaded.run.metrics)
+        about += f", trained on {data.name} ({data.train_split}), at step {loaded.run.step} held-out {scores}"
+    files = to_directory(model, to_state_dict(model, "timm"), class_names=loaded.class_names, task=task, about=about)
+    write_directory(target, files)
+    notes = [f"but {clause}" for clause in shortcomings(model, task)]
+    if loaded.assumed:
+        notes.append(f"assumed, as the weights do not say it: {model.preprocess.describe_evaluation()}")
+    return "; ".join([f" ({', '.join(files)})", *notes])
+
+
+def _write_state_dict(loaded: Loaded, target: pathlib.Path, to: str) -> str:
+    """Returns what is in the file besides, and what is not."""
+    tensors, extra = to_state_dict(loaded.model, to), ""
+    if target.suffix in SAFETENSORS:
+        write_safetensors(target, tensors)
+    elif target.suffix == ".tar":
+        write_torch(target, _training_checkpoint(loaded, tensors, to))
+        extra = ", with momentum" if loaded.momentum is not None else ", without momentum"
+    else:
+        write_torch(target, tensors)
+    options = preprocess_options(loaded.model.preprocess)
+    if options:
+        instead = "a directory for DST has it in timm's config.json, or " if to == "timm" else ""
+        extra += f"; not in the file: how its images are made ({instead}evaluate and predict with {options})"
+    return extra
+
+
+def preprocess_options(preprocess: PreprocessConfig) -> str:
+    """'--preprocess.image-size 64 --preprocess.eval-resize 64': what is not as where weights say nothing."""
+    usual = PreprocessConfig()
+    return " ".join(
+        f"--preprocess.{name.replace('_', '-')} {' '.join(words(getattr(preprocess, name)))}"
+        for name in EVALUATION
+        if getattr(preprocess, name) != getattr(usual, name)
+    )
 
 
 def _training_checkpoint(loaded: Loaded, tensors: dict[str, np.ndarray], to: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -136,6 +137,11 @@ def _momentum(path: pathlib.Path, optimizer: Any) -> list[np.ndarray] | None:
 
 def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], own: dict | None = None) -> None:
     """Writes the whole file or none; `own` goes into the metadata with a checksum, and comes back by `read_weights`."""
+    write(path, to_safetensors(tensors, own))
+
+
+def to_safetensors(tensors: Mapping[str, np.ndarray], own: dict | None = None) -> bytes:
+    """The bytes of such a file."""
     import safetensors.numpy
 
     metadata = {"format": "pt"}
@@ -143,7 +149,7 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
         text = json.dumps(own)
         metadata = {"eca_jax": text, "sha256": digest(tensors, text)}
     # safetensors writes the memory of an array in whatever order it is.
-    write(path, safetensors.numpy.save({key: np.asarray(value, order="C") for key, value in tensors.items()}, metadata))
+    return safetensors.numpy.save({key: np.asarray(value, order="C") for key, value in tensors.items()}, metadata)
 
 
 def write_torch(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
@@ -183,16 +189,47 @@ def write(path: str | os.PathLike, data: bytes | bytearray | memoryview) -> None
         raise EcaJaxError(f"there is no directory {path.parent} to write {path.name} into")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_through(temporary, data)
         os.replace(temporary, path)
     except OSError as error:
         raise EcaJaxError(f"cannot write {path}: {error.strerror}; what was there before is as it was") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_new_directory(path: str | os.PathLike) -> None:
+    """Refuses a place where `write_directory` cannot make a new directory."""
+    path = pathlib.Path(os.path.abspath(path))
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        what = "is not empty" if path.is_dir() else "is a file"
+        raise EcaJaxError(f"{path} {what}; expected the name of a new directory")
+    if not path.parent.is_dir():
+        raise EcaJaxError(f"there is no directory {path.parent} to make {path.name} in")
+
+
+def write_directory(path: str | os.PathLike, files: Mapping[str, bytes]) -> None:
+    """Makes a directory with all of these files or none: under another name, which changes when all is on the disk."""
+    check_new_directory(path)
+    path = pathlib.Path(os.path.abspath(path))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        for name, data in files.items():
+            _write_through(temporary / name, data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise EcaJaxError(f"cannot write {path}: {error.strerror}; nothing was written") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_through(path: pathlib.Path, data: bytes | bytearray | memoryview) -> None:
+    """Returns when the bytes are on the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def import_torch(what: str) -> Any:

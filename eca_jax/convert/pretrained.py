@@ -1,7 +1,6 @@
 """Models with trained weights: from a file, a training run, or the Hugging Face hub with its cache."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -19,13 +18,15 @@ from eca_jax.convert.state_dict import (
     parameter_order,
     to_state_dict,
 )
+from eca_jax.convert.timm_directory import CONFIG, WEIGHTS, TimmConfig, read_config
 from eca_jax.data.imagenet import CLASSES, class_names, synsets
 from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.data.records import Source, check_classes
 from eca_jax.errors import EcaJaxError
 from eca_jax.models import registry
 from eca_jax.models.base import Architecture, Backbone
-from eca_jax.models.registry import MODELS, attention_from_old
+from eca_jax.models.registry import MODELS, PAPER, attention_from_old
+from eca_jax.models.resnet import VARIANTS
 from eca_jax.nn.attention import ATTENTIONS
 from eca_jax.optim import epochs_ended
 from eca_jax.plain import from_plain, to_plain
@@ -35,11 +36,11 @@ from eca_jax.tasks import TASKS, Classification, Task
 from eca_jax.tasks.registry import task_from_dict
 
 METADATA = "the metadata of the weights (is the file of another version of eca_jax?)"
+LARGEST_SIDE = 8192
+"""Of the images that weights may say they are for, in pixels: one takes 200 MB, decoded. Those in use have 800."""
 FORMAT = 1
 """Of what our files say of themselves. Version 0.1.0 gave none: it wrote the options of all attentions, and no task and
 class names."""
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-"""Names of the files in timm's repositories on the hub."""
 
 
 def create_model(
@@ -92,7 +93,8 @@ def load_pretrained(
 
     Args:
       source: a weight file (`.safetensors`, `.pth`, `.pth.tar`: the authors', torchvision's, timm's, our own); the
-        directory of a training run, or one with timm's `model.safetensors` and `config.json`; or a name on the
+        directory of a training run, or one with timm's `model.safetensors` and `config.json`, as `eca-jax convert
+        --to timm` writes it; or a name on the
         Hugging Face hub, 'ecaresnet50d.miil_in1k' or 'owner/repository', which is downloaded once.
       name: the model that is expected; other weights are refused.
       num_classes, skip: for another head: `num_classes=10, skip=("fc.*",)`.
@@ -121,11 +123,18 @@ class Loaded:
     """What the model was trained to do."""
     class_names: tuple[str, ...] | None = None
     """None where the weights do not say them."""
+    assumed: bool = False
+    """Whether `model.preprocess` is ImageNet's usual one, because the weights do not say how their images are made."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the classes, for people: ImageNet's where there are 1000 and the weights do not say, else numbers."""
         return self.class_names or class_names(self.model.architecture.num_classes)
+
+    def describe_preprocess(self, preprocess: PreprocessConfig) -> str:
+        """`preprocess` in a line, and whether nobody has said it."""
+        assumed = " (ImageNet's usual where nothing else is given: the weights do not say)" if self.assumed else ""
+        return preprocess.describe_evaluation() + assumed
 
     def check_data(self, source: Source, weights: str) -> None:
         """Refuses data of other classes; `weights` is what the user called these.
@@ -158,7 +167,9 @@ def load(source: str | os.PathLike, *, skip: Sequence[str] = (), **wanted) -> Lo
     file = read_weights(path)
     origin, architecture = identify(file)
     model = from_state_dict(file.tensors, source=origin, architecture=architecture, skip=skip, **wanted)
-    model.preprocess = preprocessing(file, path)
+    timm = None if file.metadata else read_config(path.parent)
+    said = preprocessing(file, timm)
+    model.preprocess = said or PreprocessConfig()
     momentum = None
     if file.momentum is not None and not skip:
         names = parameter_order(model, origin)
@@ -167,8 +178,9 @@ def load(source: str | os.PathLike, *, skip: Sequence[str] = (), **wanted) -> Lo
                 f"{path}: the optimiser has the momentum of {len(file.momentum)} parameters, the model {len(names)}"
             )
         momentum = momentum_from_state_dict(model, dict(zip(names, file.momentum, strict=True)), origin)
-    names = None if skip else saved_class_names(file, model.architecture.num_classes)
-    return Loaded(model, origin, momentum, file.epoch, task=saved_task(file, model.preprocess), class_names=names)
+    names = None if skip else saved_class_names(file, timm, model.architecture.num_classes)
+    task = saved_task(file, model.preprocess)
+    return Loaded(model, origin, momentum, file.epoch, task=task, class_names=names, assumed=said is None)
 
 
 def locate(source: str | os.PathLike) -> pathlib.Path:
@@ -220,24 +232,24 @@ def identify(file: WeightFile) -> tuple[str, Architecture]:
     return infer({key: shape for key, shape in shapes.items() if not key.endswith(COUNTER)})
 
 
-def preprocessing(file: WeightFile, path: pathlib.Path) -> PreprocessConfig:
-    """From our own metadata, or timm's config.json beside the file; else ImageNet's usual 256 and 224 pixels."""
+def preprocessing(file: WeightFile, timm: TimmConfig | None) -> PreprocessConfig | None:
+    """What our own metadata, or timm's config.json beside the file, says of the images; None where neither is there.
+
+    Raises:
+      EcaJaxError: it cannot be, or is of images so large that the file is taken to be forged.
+    """
     if file.metadata:
-        return from_plain(file.metadata.get("preprocess"), PreprocessConfig, METADATA)
-    config = path.parent / CONFIG
-    if not config.is_file():
-        return PreprocessConfig()
-    try:
-        values: dict[str, Any] = json.loads(config.read_text())["pretrained_cfg"]
-        return PreprocessConfig.from_crop_share(
-            values["input_size"][1],
-            values["crop_pct"],
-            interpolation=values["interpolation"],
-            mean=tuple(values["mean"]),
-            std=tuple(values["std"]),
+        where, said = METADATA, from_plain(file.metadata.get("preprocess"), PreprocessConfig, METADATA)
+    elif timm is not None:
+        where, said = str(timm.path), timm.preprocess
+    else:
+        return None
+    if said.eval_resize > LARGEST_SIDE:
+        raise EcaJaxError(
+            f"{where}: image_size {said.image_size} and eval_resize {said.eval_resize}; expected at most "
+            f"{LARGEST_SIDE} pixels"
         )
-    except (ValueError, LookupError, TypeError) as error:
-        raise EcaJaxError(f"{config} does not say as timm does how images are made: {error!r}") from error
+    return said
 
 
 def _architecture_from_old(metadata: dict[str, Any]) -> Any:
@@ -264,11 +276,15 @@ def saved_plugins(file: WeightFile) -> list[str]:
     return from_plain(file.metadata.get("plugins", []), list[str], METADATA)
 
 
-def saved_class_names(file: WeightFile, num_classes: int) -> tuple[str, ...] | None:
+def saved_class_names(file: WeightFile, timm: TimmConfig | None, num_classes: int) -> tuple[str, ...] | None:
     """The names of the classes, where the weights say them."""
-    names = from_plain(file.metadata.get("class_names"), tuple[str, ...] | None, METADATA)  # pyright: ignore[reportArgumentType]
+    if timm is not None:
+        where, names = str(timm.path), timm.label_names
+    else:
+        where = METADATA
+        names = from_plain(file.metadata.get("class_names"), tuple[str, ...] | None, METADATA)  # pyright: ignore[reportArgumentType]
     if names is not None and len(names) != num_classes:
-        raise EcaJaxError(f"{METADATA}: {len(names)} class names, the weights have {num_classes} classes")
+        raise EcaJaxError(f"{where}: {len(names)} class names, the weights have {num_classes} classes")
     return names
 
 
@@ -293,6 +309,9 @@ def describe(origin: str, architecture: Architecture) -> str:
     attention = architecture.attention
     parts = [f"attention {attention.kind}"]
     sizes = attention.given.get("kernel_sizes")
+    backbone, _ = MODELS[architecture.name]
+    if sizes == "released" and backbone in VARIANTS and backbone not in PAPER:
+        sizes = "adaptive"  # timm's networks were published with the formula's
     if sizes is not None:
         parts.append(f"kernel sizes {' '.join(map(str, sizes)) if isinstance(sizes, tuple) else sizes}")
     parts.append(f"{architecture.num_classes} classes")

@@ -244,7 +244,9 @@ def _check_expressible(model: Backbone, source: str) -> None:
         reason = f"the kernel sizes {attention.options.kernel_sizes} (its ECA always takes the formula's)"
     elif source != "timm" and MODELS[architecture.name][0] not in PAPER:
         reason = f"the stem and shortcuts of {architecture.name!r}"
-    elif isinstance(model, MobileNetV2) and (architecture.small_stem or (source, attention.kind) == ("timm", "eca")):
+    elif isinstance(model, MobileNetV2) and (
+        architecture.small_stem or (source == "timm" and attention.kind != "none")
+    ):
         reason = "such a MobileNetV2"
     if reason:
         raise EcaJaxError(f"{source} has no model with {reason}; write it as safetensors with our own names instead")

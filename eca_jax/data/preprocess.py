@@ -10,7 +10,8 @@ of the step.
 import dataclasses
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,25 @@ class PreprocessConfig:
         """Side of the training images."""
         return self.image_size if self.train_image_size is None else self.train_image_size
 
+    @property
+    def crop_share(self) -> float:
+        """The inverse of `from_crop_share`: its quotient is `eval_resize` again, whatever the rounding of this one."""
+        share = self.image_size / self.eval_resize
+        while math.floor(self.image_size / share) < self.eval_resize:
+            share = math.nextafter(share, 0)
+        return share
+
+    def for_evaluation(self, changes: Mapping[str, Any]) -> "PreprocessConfig":
+        """With fields of `EVALUATION` set anew; an `image_size` without `eval_resize` keeps the share of the crop."""
+        changes = dict(changes)
+        if "image_size" in changes and "eval_resize" not in changes:
+            changes["eval_resize"] = math.floor(changes["image_size"] / self.crop_share)
+        return dataclasses.replace(self, **changes)
+
+    def describe_evaluation(self) -> str:
+        """'image_size 224, eval_resize 256, interpolation bilinear, mean 0.485 0.456 0.406, std 0.229 0.224 0.225'."""
+        return ", ".join(f"{name} {' '.join(words(getattr(self, name)))}" for name in EVALUATION)
+
     @classmethod
     def from_crop_share(cls, image_size: int, crop_share: float, **fields) -> "PreprocessConfig":
         """timm's way to say `eval_resize`: the centre crop is `crop_share` (its `crop_pct`) of the resized short side.
@@ -120,6 +140,15 @@ class PreprocessConfig:
         if not 0 < crop_share <= 1:
             raise EcaJaxError(f"preprocess: expected 0 < crop_share <= 1, got {crop_share}")
         return cls(image_size=image_size, eval_resize=math.floor(image_size / crop_share), **fields)
+
+
+EVALUATION = ("image_size", "eval_resize", "interpolation", "mean", "std")
+"""The fields of `PreprocessConfig` that an evaluation image depends on."""
+
+
+def words(value: Any) -> list[str]:
+    """A field's value as the command line takes it: one word, or one for each channel."""
+    return [str(v) for v in (value if isinstance(value, tuple | list) else (value,))]
 
 
 def decode(data: bytes) -> Image.Image:

@@ -10,7 +10,7 @@ To add one, write a subclass and register it: `TASKS.register("my_task", MyTask)
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,10 @@ class Task:
     def examples_together(self) -> int:
         """A batch has a multiple of so many examples (pairs that are mixed: 2)."""
         return 1
+
+    def with_preprocess(self, changes: Mapping[str, Any]) -> Self:
+        """The task with evaluation images that are made in another way: `PreprocessConfig.for_evaluation`."""
+        return dataclasses.replace(self, preprocess=self.preprocess.for_evaluation(changes))
 
     # What becomes of a record.
 

@@ -1,7 +1,8 @@
 """Scores: of a state in training, of a checkpoint of a run, of weights that come without a run."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -26,6 +27,8 @@ from eca_jax.training.step import make_eval_step
 
 EXAMPLES = 64
 """A device's share of a batch, where no run says it."""
+Say = Callable[[str], object]
+"""Is told, before the first image is read, how images are made."""
 
 
 def evaluate(
@@ -82,19 +85,24 @@ def evaluate_run(
     data: str | None = None,
     split: str | None = None,
     data_dir: str | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    say: Say = lambda line: None,
 ) -> tuple[int, Task, dict[str, float]]:
     """Scores a checkpoint of a run on the held-out split of its configuration, or on other data: (step, task, scores).
 
-    The batches are as large as in training, rounded up to what the devices here can share.
+    The batches are as large as in training, rounded up to what the devices here can share. `preprocess` has the fields
+    that are not to be the run's (`PreprocessConfig.for_evaluation`).
     """
     with open_run(run) as checkpoints:
         step = choose_step(checkpoints, which)
         saved = checkpoints.read_run(step)
         config, class_names = from_dict(saved["config"]), tuple(saved["class_names"])
+        config = dataclasses.replace(config, task=config.task.with_preprocess(preprocess or {}))
         if data is None and split is None:
             split = config.data.eval_split
         source = open_source(config.data.name if data is None else data, split, data_dir or config.data.data_dir)
         check_classes(source, class_names, f"the run {run}")
+        say(config.task.preprocess.describe_evaluation())
         mesh = make_mesh()
         batch_size = -(-config.batch_size // mesh.size) * mesh.size
         program = build_program(
@@ -119,9 +127,18 @@ def evaluate_run(
 
 
 def evaluate_weights(
-    weights: str, data: str, *, name: str | None = None, split: str | None = None, data_dir: str | None = None
+    weights: str,
+    data: str,
+    *,
+    name: str | None = None,
+    split: str | None = None,
+    data_dir: str | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    say: Say = lambda line: None,
 ) -> tuple[Task, dict[str, float]]:
     """Scores weights (see `load_pretrained`; `name` is the model expected) on a data set, with their own preprocessing.
+
+    `preprocess` has the fields that are not to be theirs (`PreprocessConfig.for_evaluation`).
 
     Returns: their task, and its scores over the held-out split if `split` is None.
 
@@ -131,18 +148,18 @@ def evaluate_weights(
     loaded = load(weights, name=name)
     source = open_source(data, split, data_dir)
     loaded.check_data(source, weights)
+    task = loaded.task.with_preprocess(preprocess or {})
+    say(loaded.describe_preprocess(task.preprocess))
     mesh = make_mesh()
     batch_size = EXAMPLES * mesh.size
     batches, scalars = batch_sharding(mesh, batch_size), replicated(mesh)
     graphdef, params, batch_stats = split_model(loaded.model)
     eval_step = jax.jit(
-        make_eval_step(loaded.task, graphdef, jnp.float32, source.candidates),
+        make_eval_step(task, graphdef, jnp.float32, source.candidates),
         in_shardings=(scalars, scalars, batches, scalars),
         out_shardings=scalars,
         compiler_options=compiler_options(),
     )
-    images = eval_batches(
-        source, loaded.task, batch_size=batch_size, sharding=batches, num_threads=DataConfig.num_threads
-    )
+    images = eval_batches(source, task, batch_size=batch_size, sharding=batches, num_threads=DataConfig.num_threads)
     step = functools.partial(eval_step, params, batch_stats)
-    return loaded.task, score(loaded.task, step, zero_sums(loaded.task.sums), images)
+    return task, score(task, step, zero_sums(task.sums), images)

@@ -93,6 +93,7 @@ def test_another_head_is_asked_for_by_name(tmp_path):
         ("se_resnet50", {}, "ecanet", "the attention 'se'"),
         ("ecaresnet50d", {}, "ecanet", "the stem and shortcuts of 'ecaresnet50d'"),
         ("mobilenet_v2", {"small_stem": True}, "torchvision", "such a MobileNetV2"),
+        ("se_mobilenet_v2", {"attention": AttentionConfig(bias=True)}, "timm", "such a MobileNetV2"),
     ],
 )
 def test_what_a_source_would_compute_differently_is_refused(name, options, source, reason):
@@ -170,8 +171,8 @@ def test_a_target_that_does_not_fit_is_refused_before_anything_is_read(tmp_path)
         convert("nowhere.pth", tmp_path / "m.pth")
     with pytest.raises(EcaJaxError, match=r"expected a file that ends in \.safetensors, got "):
         convert("nowhere.pth", tmp_path / "m.pth", "safetensors")
-    with pytest.raises(EcaJaxError, match=r"--to timm: expected a file that ends in "):
-        convert("nowhere.pth", tmp_path / "m.onnx", "timm")
+    with pytest.raises(EcaJaxError, match=r"--to torchvision: expected a file that ends in "):
+        convert("nowhere.pth", tmp_path / "m.onnx", "torchvision")
 
 
 def test_the_state_of_the_training_is_loaded_too(run):

@@ -1,0 +1,195 @@
+"""The form of timm's repositories on the hub: a directory with the weights, `config.json` and a model card; both ways.
+
+`config.json` says the model and how its images are made; timm's `create_model("local-dir:PATH", pretrained=True)` and
+`timm.data.resolve_data_config` read it, and so does `read_config`.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from eca_jax.convert.files import to_safetensors
+from eca_jax.convert.leaves import BROUGHT, leaves
+from eca_jax.convert.state_dict import Tensors
+from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.errors import EcaJaxError
+from eca_jax.models.base import Architecture, Backbone
+from eca_jax.models.registry import MODELS, TIMM
+from eca_jax.plain import from_plain, to_plain
+from eca_jax.tasks import Classification, Task
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+"""The files."""
+NAMES = {prefix + name for prefix, names in TIMM.items() for name in names}
+"""What is called the same here and in timm, attention included."""
+SE_DIVISOR = 8
+"""timm rounds the hidden channels of SE, c / 16, to a multiple of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TimmConfig:
+    """What a config.json says."""
+
+    path: pathlib.Path
+    preprocess: PreprocessConfig
+    label_names: tuple[str, ...] | None
+    """None where it does not name every class."""
+
+
+def read_config(directory: pathlib.Path) -> TimmConfig | None:
+    """What timm's config.json in a directory says; None where there is none.
+
+    Raises:
+      EcaJaxError: it is not timm's, or damaged.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values = config["pretrained_cfg"]
+        preprocess = PreprocessConfig.from_crop_share(
+            values["input_size"][1],
+            values["crop_pct"],
+            interpolation=values["interpolation"],
+            mean=tuple(values["mean"]),
+            std=tuple(values["std"]),
+        )
+        names = config.get("label_names") or values.get("label_names")
+        return TimmConfig(path, from_plain(to_plain(preprocess), PreprocessConfig, str(path)), _in_order(names))
+    except EcaJaxError as error:
+        raise EcaJaxError(f"{path}: {error}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise EcaJaxError(f"{path} does not say as timm does how images are made: {error!r}") from error
+
+
+def _in_order(names: Any) -> tuple[str, ...] | None:
+    """timm's label_names: a list, or a dict of numbers to names, in which some may be missing."""
+    if isinstance(names, dict):
+        by_number = {int(number): name for number, name in names.items()}
+        names = [by_number[i] for i in range(len(by_number))] if set(by_number) == set(range(len(by_number))) else None
+    return None if names is None else from_plain(names, tuple[str, ...], "label_names")  # pyright: ignore[reportArgumentType]
+
+
+def to_directory(
+    model: Backbone, tensors: Tensors, *, class_names: Sequence[str] | None, task: Task, about: str
+) -> dict[str, bytes]:
+    """The files of the directory, by name.
+
+    Args:
+      model: with the preprocessing that it is to be used with.
+      tensors: its state dict by timm's names, in timm's order.
+      class_names: None where they are not known.
+      task: what it was trained to do.
+      about: a line on what the model is, for the card.
+    """
+    config = _config(model, tensors, class_names)
+    return {
+        CARD: _card(model, config, about, list(shortcomings(model, task))).encode(),
+        CONFIG: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+        WEIGHTS: to_safetensors(tensors),
+    }
+
+
+def shortcomings(model: Backbone, task: Task) -> Iterator[str]:
+    """What the form does not say of a model, and what timm cannot do with it: a clause each."""
+    reasons = list(_not_built(model))
+    if reasons:
+        yield f"timm's create_model does not build it ({', '.join(reasons)}), eca_jax.load_pretrained does"
+    if task.name != Classification.name:
+        yield f"it does not say that the task was {task.name!r}: what is read from it classifies"
+    if model.preprocess.train_size != model.preprocess.image_size:
+        yield f"it does not say that training saw images of {model.preprocess.train_size} pixels"
+
+
+def _not_built(model: Backbone) -> Iterator[str]:
+    architecture = model.architecture
+    if architecture.small_stem:
+        yield "small_stem"
+    if architecture.width_multiplier != 1:
+        yield f"width_multiplier {architecture.width_multiplier}"
+    if any(leaf.layer in BROUGHT for leaf in leaves(model)):
+        yield f"the attention {architecture.attention.kind!r} of a plugin"
+    for leaf in leaves(model):
+        if leaf.name == "fc1.kernel":
+            channels, hidden = leaf.variable.shape
+            if hidden * 16 != channels or hidden % SE_DIVISOR:
+                yield f"SE with {hidden} hidden channels for {channels}"
+                return
+
+
+def timm_name(architecture: Architecture) -> tuple[str, dict[str, Any]]:
+    """What timm's `create_model` builds it by: a name, and arguments besides."""
+    backbone, own = MODELS[architecture.name]
+    kind = architecture.attention.kind
+    if architecture.name in NAMES and kind == own.kind:
+        return architecture.name, {}
+    plain = {"mobilenet_v2": "mobilenetv2_100"}.get(backbone, backbone)
+    return plain, {} if kind == "none" else {"block_args": {"attn_layer": kind}}
+
+
+def _config(model: Backbone, tensors: Tensors, class_names: Sequence[str] | None) -> dict[str, Any]:
+    """config.json, as timm's `save_config_for_hf` writes it."""
+    name, arguments = timm_name(model.architecture)
+    preprocess, num_classes = model.preprocess, model.architecture.num_classes
+    size = preprocess.image_size
+    keys = list(tensors)
+    return {
+        "architecture": name,
+        "num_classes": num_classes,
+        "num_features": model.feature_info[-1].channels,
+        "global_pool": "avg",
+        **({} if class_names is None else {"label_names": list(class_names)}),
+        **({"model_args": arguments} if arguments else {}),
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [3, size, size],
+            "fixed_input_size": False,
+            "interpolation": preprocess.interpolation,
+            "crop_pct": preprocess.crop_share,
+            "crop_mode": "center",
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "num_classes": num_classes,
+            "pool_size": [math.ceil(size / model.feature_info[-1].stride)] * 2,
+            "first_conv": keys[0].removesuffix(".weight"),
+            "classifier": keys[-1].removesuffix(".bias"),
+        },
+    }
+
+
+def _card(model: Backbone, config: dict[str, Any], about: str, missing: Sequence[str]) -> str:
+    """README.md, with the header that the hub reads."""
+    preprocess = model.preprocess
+    parameters = sum(np.prod(leaf.variable.shape, dtype=int) for leaf in leaves(model) if leaf.trainable)
+    not_said = "".join(f"- But {clause}.\n" for clause in missing)
+    return f"""\
+---
+library_name: timm
+pipeline_tag: image-classification
+tags:
+- image-classification
+- timm
+- eca_jax
+---
+# {config["architecture"]}
+
+Written by eca_jax, in timm's form: {about}.
+
+- Parameters: {parameters:,}; classes: {config["num_classes"]}.
+- Images: the short side is resized to {preprocess.eval_resize} pixels ({preprocess.interpolation}), of which the middle
+  {preprocess.image_size} x {preprocess.image_size} are taken, scaled to 0..1, minus {list(preprocess.mean)}, divided by
+  {list(preprocess.std)}.
+{not_said}
+```python
+model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # or "hf-hub:OWNER/NAME"
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+
+model = eca_jax.load_pretrained("PATH")  # or "OWNER/NAME"; model.preprocess says how its images are made
+```
+"""
