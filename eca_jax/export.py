@@ -7,6 +7,7 @@ gets its name only after what was written has been read back and has given the l
 """
 
 import contextlib
+import hashlib
 import json
 import operator
 import os
@@ -169,13 +170,18 @@ def _check_platforms(platforms: Sequence[str]) -> Any:
 
 
 def _logits_function(model: Backbone) -> Logits:
-    """images -> logits of a copy in evaluation mode, its weights on the host: no device or mesh is written down."""
+    """images -> logits of a copy in evaluation mode, its weights on the host: no device or mesh is written down.
+
+    The weights enter the program once each, and what is computed of them is a part of it. A NumPy array that a network
+    indexes would be cut at once, and the part, which may be all of it, be a second constant.
+    """
     graphdef, state = nnx.split(model)
     copy = nnx.merge(graphdef, jax.device_get(state))
     copy.eval()
+    graphdef, state = nnx.split(copy)
 
     def logits(images: jax.Array) -> jax.Array:
-        return copy(images)
+        return nnx.merge(graphdef, jax.tree.map(jnp.asarray, state))(images)
 
     return logits
 
@@ -237,14 +243,25 @@ def onnx_graph(jaxpr: core.ClosedJaxpr, name: str):
     x = builder.node("Transpose", "images", perm=NCHW)
     (y,) = builder.run(jaxpr.jaxpr, jaxpr.consts, [x])
     builder.nodes.append(helper.make_node("Identity", [builder.tensor(y)], ["logits"]))
+    nodes, names = _needed(builder.nodes, "logits")
     (images,), (logits,) = jaxpr.in_avals, jaxpr.out_avals
     return helper.make_graph(
-        builder.nodes,
+        nodes,
         name,
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["b", *images.shape[1:]])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", *logits.shape[1:]])],
-        initializer=builder.initializers,
+        initializer=[array for array in builder.initializers.values() if array.name in names],
     )
+
+
+def _needed(nodes: Sequence[Any], output: str) -> tuple[list[Any], set[str]]:
+    """The nodes that an output depends on, in their order, and the names of all values that they take."""
+    names, kept = {output}, []
+    for node in reversed(nodes):
+        if names & set(node.output):
+            kept.append(node)
+            names |= set(node.input)
+    return kept[::-1], names
 
 
 class _Builder:
@@ -255,7 +272,10 @@ class _Builder:
 
     def __init__(self):
         self.nodes: list[Any] = []
-        self.initializers: list[Any] = []
+        self.initializers: dict[tuple, Any] = {}
+        """By what is in them: equal arrays are one."""
+        self.products: dict[str, tuple[str, np.ndarray]] = {}
+        """What `product` has made: tensor -> its factors."""
 
     def node(self, op: str, *inputs: Value, **attributes) -> str:
         """Adds a node and names its output."""
@@ -271,8 +291,20 @@ class _Builder:
 
         if isinstance(value, str):
             return value
-        name = f"constant_{len(self.initializers)}"
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        key = _content(value)
+        if key not in self.initializers:
+            name = f"constant_{len(self.initializers)}"
+            self.initializers[key] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return self.initializers[key].name
+
+    def product(self, x: str, weights: np.ndarray) -> str:
+        """x @ weights, (b, c_in) by (c_in, c), where weights that a 1x1 convolution has too are its own."""
+        kernel = weights.T[:, :, None, None]
+        if _content(kernel) in self.initializers:
+            name = self.node("Gemm", x, self.node("Squeeze", kernel, np.array([2, 3])), transB=1)
+        else:
+            name = self.node("MatMul", x, weights)
+        self.products[name] = (x, weights)
         return name
 
     def run(self, jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Value]) -> list[Value]:
@@ -330,6 +362,10 @@ class _Builder:
         arrays = [v.transpose(NCHW) if isinstance(v, np.ndarray) and v.ndim == 4 else v for v in inputs]
         if name == "max" and isinstance(arrays[1], np.ndarray) and not arrays[1].any():
             return self.node("Relu", arrays[0])
+        if name == "mul" and isinstance(arrays[0], str) and arrays[0] in self.products:
+            x, weights = self.products[arrays[0]]
+            if isinstance(arrays[1], np.ndarray) and arrays[1].shape == (1, weights.shape[1]):
+                return self.product(x, weights * arrays[1])  # as batch norm's scale goes into a convolution's kernel
         if name == "sub" and isinstance(arrays[1], np.ndarray):  # runtimes fuse a convolution with Add, not with Sub
             return self.node("Add", arrays[0], -arrays[1])
         return self.node(ELEMENTWISE[name], *arrays)
@@ -376,7 +412,9 @@ class _Builder:
     def op_dot_general(self, eqn: core.JaxprEqn, x: Value, y: Value) -> str | None:
         (contracted, batch) = eqn.params["dimension_numbers"]
         plain = [[*axes] for axes in (*contracted, *batch)] == [[1], [0], [], []]
-        return self.node("MatMul", x, y) if plain and len(_shape(eqn)) == 2 else None
+        if not plain or len(_shape(eqn)) != 2:
+            return None
+        return self.product(x, y) if isinstance(x, str) and isinstance(y, np.ndarray) else self.node("MatMul", x, y)
 
     def op_reduce_sum(self, eqn: core.JaxprEqn, x: Value) -> str | None:
         if len(_shape(eqn)) != 4 or sorted(eqn.params["axes"]) != [1, 2]:
@@ -427,6 +465,11 @@ def _shape(eqn: core.JaxprEqn) -> tuple[Any, ...]:
     """Of the first operand, in the jaxpr."""
     aval: Any = eqn.invars[0].aval
     return aval.shape
+
+
+def _content(value: np.ndarray) -> tuple:
+    """Equal for arrays of the same type, shape and bits."""
+    return value.dtype.str, value.shape, hashlib.sha256(np.ascontiguousarray(value)).digest()
 
 
 def _begins_and_ends(padding: Sequence[Sequence[int]]) -> list[int]:

@@ -152,8 +152,22 @@ def test_onnx_in_onnx_runtime(key: str, tmp_path: pathlib.Path):
     for b in (1, 5):
         assert_same(session.run(["logits"], {"images": images[:b]})[0], want[:b])
 
-    nodes = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    nodes = [node.op_type for node in graph.node]
     assert nodes.count("Transpose") == 1  # the input's alone
+    assert sum(int(np.prod(array.dims)) for array in graph.initializer) < count(model), "each kernel is there once"
+
+
+def count(model: Backbone) -> int:
+    """Parameters and running statistics. (In a file the statistics are in the kernels and one vector.)"""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, (nnx.Param, nnx.BatchStat))))
+
+
+def test_stablehlo_has_each_kernel_once():
+    """The last 1x1 kernel of a bottleneck with ECA is used twice: on the pixels, and on their average."""
+    model = random_model("averaged shortcuts")
+    program = jax.export.export(jax.jit(export._logits_function(model)))(export._images(SIZE))
+    assert len(program.serialize()) < 1.15 * 4 * count(model)
 
 
 @pytest.mark.onnx
