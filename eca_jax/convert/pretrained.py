@@ -1,6 +1,7 @@
 """Models with trained weights: from a file, a training run, or the Hugging Face hub with its cache."""
 
 import dataclasses
+import difflib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ from eca_jax.tasks import TASKS, Classification, Task
 from eca_jax.tasks.registry import task_from_dict
 
 METADATA = "the metadata of the weights (is the file of another version of eca_jax?)"
+HUB, HUB_TIMEOUT = "hf-hub:", 5
+"""How timm marks a name on the hub; seconds to wait for the hub's first answer."""
 LARGEST_SIDE = 8192
 """Of the images that weights may say they are for, in pixels: one takes 200 MB, decoded. Those in use have 800."""
 FORMAT = 1
@@ -184,27 +187,41 @@ def load(source: str | os.PathLike, *, skip: Sequence[str] = (), **wanted) -> Lo
 
 
 def locate(source: str | os.PathLike) -> pathlib.Path:
-    """The weight file or the directory of a run that `source` means; downloads from the hub what is not here."""
+    """The weight file or the directory of a run that `source` means; downloads from the hub what is not here.
+
+    What ends as a weight file does, has more than one slash, or begins with a directory that is here, is a path. A name
+    on the hub may always be written as timm does, 'hf-hub:owner/repository'.
+    """
     path = pathlib.Path(source)
     if path.is_dir() and (path / WEIGHTS).is_file():
         return path / WEIGHTS
     if path.exists():
         return path
     text = str(source)
+    if text.startswith(HUB):
+        return _download(text.removeprefix(HUB))
     if path.suffix in ENDINGS or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise EcaJaxError(f"there is no file or directory {text}")
+    if "/" in text and path.parent.is_dir():
+        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=3)
+        meant = f" Did you mean {', '.join(str(path.parent / name) for name in near)}?" if near else ""
+        raise EcaJaxError(f"there is no file or directory {text}.{meant} (On the hub that would be {HUB}{text}.)")
     return _download(text if "/" in text else f"timm/{text}")
 
 
 def _download(repository: str) -> pathlib.Path:
     import huggingface_hub
+    from huggingface_hub.utils import logging as hub_logging
 
     def get(file: str) -> pathlib.Path:
         try:  # what is in the cache needs no network, not even to find out that there is none
             return pathlib.Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
         except huggingface_hub.errors.LocalEntryNotFoundError:
+            # Asked once: without a network the download itself would try again for half a minute, with a warning each.
+            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, file), timeout=HUB_TIMEOUT)
             return pathlib.Path(huggingface_hub.hf_hub_download(repository, file))
 
+    hub_logging.disable_propagation()  # its warnings would come twice
     try:
         get(CONFIG)
         return get(WEIGHTS)

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from flax import nnx
 from huggingface_hub import constants
 
 from eca_jax import create_model, load_pretrained
+from eca_jax.convert import pretrained
 from eca_jax.convert.files import write_safetensors
 from eca_jax.convert.state_dict import NATIVE, to_state_dict
 from eca_jax.data.preprocess import PreprocessConfig
@@ -99,6 +101,41 @@ def test_what_is_not_in_the_cache_says_which_files_to_put_where(request, missing
     message = refusal(load_pretrained, NAME)
     assert f"model.safetensors and config.json of 'timm/{NAME}'" in message
     assert "put both files into a directory and give its path" in message
+
+
+def test_without_a_network_the_hub_is_asked_once(monkeypatch):
+    """huggingface_hub's download would ask six times, with pauses of 23 s in all and two warnings each time."""
+    asked = []
+
+    def refuse(*args, **kwargs):
+        asked.append(args)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits to ask again"))
+    for proxy in ("http_proxy", "https_proxy", "all_proxy"):
+        for name in (proxy, proxy.upper()):
+            monkeypatch.delenv(name, raising=False)
+    assert "Name or service not known" in refusal(load_pretrained, NAME)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", ["runs/digit", "runs/other"])
+def test_what_is_in_a_directory_that_is_here_is_a_path(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "_download", lambda repository: pytest.fail("the hub is asked"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "digits").mkdir(parents=True)
+    meant = " Did you mean runs/digits?" if name == "runs/digit" else ""
+    message = refusal(load_pretrained, name)
+    assert message == f"there is no file or directory {name}.{meant} (On the hub that would be hf-hub:{name}.)"
+
+
+def test_a_name_on_the_hub_may_be_marked(cached, tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "timm").mkdir()
+    assert "hf-hub:timm/" in refusal(load_pretrained, f"timm/{NAME}")
+    assert load_pretrained(f"hf-hub:timm/{NAME}").architecture == model.architecture
 
 
 @pytest.mark.parametrize(
