@@ -5,10 +5,12 @@ import errno
 import functools
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -323,6 +325,34 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(small_disk, undisturbed, mo
     result = train(configure(run))
     assert result.new_steps == 10 - newest
     assert_same_run(run, undisturbed)
+
+
+def test_a_checkpoint_that_does_not_fit_ends_the_run_with_one_line(tmp_path, undisturbed, monkeypatch, capfd):
+    """Not an epoch later, at the next save, and without what Orbax and TensorStore print of it. As any user."""
+    steps, limit, saving = [], resource.getrlimit(resource.RLIMIT_FSIZE), []
+    advance, save = Writer.advance, Checkpoints.save
+
+    def advance_or_wait(self) -> None:
+        advance(self)
+        steps.append(len(steps) + 1)
+        if steps[-1] == 3:  # whose checkpoint is the first
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, limit[1]))
+        while steps[-1] == 4 and saving[0]():
+            time.sleep(0.01)
+
+    monkeypatch.setattr(Writer, "advance", advance_or_wait)
+    monkeypatch.setattr(Checkpoints, "save", lambda self, *args: (saving.append(self.saving), save(self, *args)))
+    try:
+        message = refusal(train, configure(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert steps == [1, 2, 3, 4], "the next save would have been after 5"
+    assert "(File too large; the checkpoint of step 3 has up to 0." in message
+    assert "the checkpoints of steps (none) are whole. Make room" in message
+    assert capfd.readouterr().err == ""
+    monkeypatch.undo()
+    assert train(configure(tmp_path)).finished
+    assert_same_run(tmp_path, undisturbed)
 
 
 def test_a_disk_that_became_read_only_stops_the_run(small_disk, undisturbed, monkeypatch):

@@ -9,6 +9,7 @@ rename is atomic (a disk, NFS, Lustre, a bucket with a hierarchical namespace). 
 file by file; a checkpoint that is torn there does not have its checksums, and is passed over as a damaged one is.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -17,7 +18,7 @@ import pathlib
 import re
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import absl.logging
@@ -37,13 +38,35 @@ CHECKPOINTS = "checkpoints"
 DAMAGED = "checkpoints-damaged"
 SEAL = "crc32"
 
-# Readers are read-only on purpose.
-ON_PURPOSE = re.compile("read_only=True|directory is read only")
-absl.logging.get_absl_logger().addFilter(lambda record: not ON_PURPOSE.search(record.getMessage()))
+# Readers are read-only on purpose. Errors of the threads that save are raised by `check_saved`, `wait` or the next
+# `save` as well; Orbax prints each with its traceback wherever it comes by.
+SAID_ELSEWHERE = re.compile(
+    "read_only=True|directory is read only|_SignalingThread.* raised an exception|in background save thread"
+    "|Save Finalize thread .* failed"
+)
+absl.logging.get_absl_logger().addFilter(lambda record: not SAID_ELSEWHERE.search(record.getMessage()))
+
+
+def _show(show: Callable, unraisable: Any) -> None:
+    """A `sys.unraisablehook` without what TensorStore's threads say when one of their writes has failed.
+
+    Orbax then closes its event loop, and each write that ends after it finds that so.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        show(unraisable)
 
 
 class DamagedCheckpoint(EcaJaxError):
     """A checkpoint that cannot be read, or does not have its checksums."""
+
+
+class NotSaved(Exception):
+    """A checkpoint could not be written; the error that it comes from says why."""
+
+    def __init__(self, step: int, size: int):
+        super().__init__(f"the checkpoint of step {step} is not saved")
+        self.step, self.size = step, size
+        """`size` in bytes, before compression."""
 
 
 class Checkpoints:
@@ -78,6 +101,7 @@ class Checkpoints:
             ),
             multiprocessing_options=alone,
         )
+        self._being_saved: NotSaved | None = None
         self._scores: dict[int, float] = {}
         self._unknown: set[int] = set()  # could have been the best, so they are not deleted
         for step in self.steps():
@@ -87,9 +111,16 @@ class Checkpoints:
                 self._unknown.add(step)
 
     def __enter__(self) -> "Checkpoints":
+        self._unraisablehook, sys.unraisablehook = sys.unraisablehook, functools.partial(_show, sys.unraisablehook)
         return self
 
     def __exit__(self, kind, *_) -> None:
+        try:
+            self._close(kind)
+        finally:
+            sys.unraisablehook = self._unraisablehook
+
+    def _close(self, kind) -> None:
         if kind is not None and issubclass(kind, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
             return  # a save may wait for a process that has died
         self._reader.close()
@@ -125,8 +156,11 @@ class Checkpoints:
         }
         if evaluation is not None:
             items["evaluation"] = ocp.args.JsonSave(seal(evaluation))
+        self.wait()
         self._remember(step, evaluation)
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        self._being_saved = NotSaved(step, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        with self._names_the_save():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def add_evaluation(self, step: int, evaluation: dict[str, float]) -> None:
         """Gives a checkpoint that was saved without its evaluation the one that was due; it is there whole or not."""
@@ -139,8 +173,32 @@ class Checkpoints:
         """Whether a checkpoint is being written."""
         return self._manager.is_saving_in_progress()
 
+    def check_saved(self) -> None:
+        """Raises the error of the last `save`, once there is one; waits for nothing.
+
+        In a cluster the next `save` raises it: to ask there is to wait for the other processes.
+        """
+        if self._being_saved and jax.process_count() == 1 and not self.saving():
+            self.wait()
+
     def wait(self) -> None:
-        self._manager.wait_until_finished()
+        """Returns when nothing is being written.
+
+        Raises:
+          NotSaved: the last `save` failed.
+        """
+        with self._names_the_save():
+            self._manager.wait_until_finished()
+        self._being_saved = None
+
+    @contextlib.contextmanager
+    def _names_the_save(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # TensorStore's is a ValueError
+            if self._being_saved is None:
+                raise
+            raise self._being_saved from error
 
     def evaluation(self, step: int) -> dict[str, float] | None:
         """What the evaluation at that step said; None where it was saved without one."""

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from eca_jax.config import Config, differences, from_dict, to_dict
 from eca_jax.errors import EcaJaxError
-from eca_jax.runs.checkpoint import CHECKPOINTS, Checkpoints
+from eca_jax.runs.checkpoint import CHECKPOINTS, Checkpoints, NotSaved
 
 CONFIG_FILE = "config.json"
 
@@ -41,8 +41,12 @@ def stops_where_nothing_can_be_written(run: pathlib.Path) -> Iterator[None]:
             raise
         place = next(path for path in (run, *run.absolute().parents) if path.exists())
         saved = sorted(int(path.name) for path in run.glob(f"{CHECKPOINTS}/*") if path.name.isdecimal())
+        needed = ""
+        if isinstance(error, NotSaved):
+            needed = f"the checkpoint of step {error.step} has up to {error.size / 2**20:.1f} MiB, and "
+        free = f"{shutil.disk_usage(place).free / 2**20:.1f} MiB are free"
         raise EcaJaxError(
-            f"workdir: cannot write into {run} ({reason}; {shutil.disk_usage(place).free / 2**20:.1f} MiB are free); "
+            f"workdir: cannot write into {run} ({reason}; {needed}{free}); "
             f"the checkpoints of steps {saved or '(none)'} are whole. Make room, or make it writable, and give the "
             "same command again: it goes on from the newest"
         ) from error

@@ -168,6 +168,7 @@ class Training:
 
     def after_step(self, state: TrainState, stopping: bool) -> tuple[dict[str, float] | None, bool]:
         """Writes, evaluates and saves what is due; (scores of an evaluation, whether to stop now)."""
+        self.checkpoints.check_saved()
         now, metrics = self.due(self.step), None
         if not (any(now) or stopping):
             return None, False
