@@ -1,4 +1,4 @@
-"""The commands: `eca-jax train | evaluate | predict | prepare | convert | export | precompile | benchmark`.
+"""The commands: `eca-jax train | evaluate | predict | prepare | check | convert | export | precompile | benchmark`.
 
 `python train.py` is `eca-jax train`.
 
@@ -173,6 +173,12 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
         "--convert-to", metavar="DIR", help="copy one that was prepared as TFRecord into this data-dir"
     )
     command.set_defaults(function=_prepare)
+
+    command = commands.add_parser("check", help="read every image of a data set, and name those that cannot be read")
+    command.add_argument("data", metavar="DATA", help="a TFDS name, folder:/path or csv:/path")
+    command.add_argument("--split", help="in TFDS's notation; default: every split that the data set has")
+    command.add_argument("--data-dir", help="where TFDS data sets are; default: TFDS's own")
+    command.set_defaults(function=_check)
 
     command = commands.add_parser("convert", help="write weights in another framework's form")
     command.add_argument("source", metavar="SRC", help="a weight file, the workdir of a run, or a name on the hub")
@@ -378,6 +384,20 @@ def _prepare(args: argparse.Namespace) -> int:
     else:
         print(f"prepared in {prepare(args.dataset, args.data_dir, args.manual_dir)}")
     return EXIT_OK
+
+
+def _check(args: argparse.Namespace) -> int:
+    from eca_jax.data.check import check
+    from eca_jax.data.config import DataConfig
+    from eca_jax.data.sources import known_splits, open_source
+
+    splits = [args.split] if args.split else known_splits(args.data, args.data_dir)
+    status = EXIT_OK
+    for source in [open_source(args.data, split, args.data_dir) for split in splits]:
+        report = check(source, DataConfig.num_threads)
+        print("\n".join(report.lines()), flush=True)
+        status = EXIT_ERROR if report.unreadable else status
+    return status
 
 
 def _add_head_arguments(parser: argparse.ArgumentParser) -> None:

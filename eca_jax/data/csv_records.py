@@ -48,10 +48,7 @@ def open_csv(name: str, split: str | None, data_dir: str | None = None) -> Sourc
     Raises:
       EcaJaxError: no such file or split, or a row that is not as it should be, with its number.
     """
-    root = pathlib.Path(name.removeprefix(PREFIX)).expanduser()
-    tables = {path.stem: path for path in sorted(root.glob("*.csv"))} if root.is_dir() else {"train": root}
-    if not tables or not all(path.is_file() for path in tables.values()):
-        raise EcaJaxError(f"data.name: {name!r}: there is no table {root if root.suffix else root / 'train.csv'}")
+    root, tables = _tables(name)
     split = held_out(name, list(tables)) if split is None else split
     check_split(name, split, sorted(tables))
     rows = {s: _read(path) for s, path in tables.items()}
@@ -68,6 +65,20 @@ def open_csv(name: str, split: str | None, data_dir: str | None = None) -> Sourc
     files, labels = zip(*chosen, strict=True)
     records = CsvRecords(root if root.is_dir() else root.parent, files, tuple(map(encode, labels)))
     return Source(name, split, records, tuple(class_names), multi_label, parts=parts)
+
+
+def csv_splits(name: str) -> list[str]:
+    """The names of the tables."""
+    return list(_tables(name)[1])
+
+
+def _tables(name: str) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
+    """(the path that the data set's name has, the table of each split)."""
+    root = pathlib.Path(name.removeprefix(PREFIX)).expanduser()
+    tables = {path.stem: path for path in sorted(root.glob("*.csv"))} if root.is_dir() else {"train": root}
+    if not tables or not all(path.is_file() for path in tables.values()):
+        raise EcaJaxError(f"data.name: {name!r}: there is no table {root if root.suffix else root / 'train.csv'}")
+    return root, tables
 
 
 def _read(path: pathlib.Path) -> list[tuple[pathlib.Path, tuple[str, ...]]]:

@@ -4,24 +4,20 @@ No TensorFlow: TFDS reads ArrayRecord without it.
 """
 
 import dataclasses
-import hashlib
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from eca_jax.data.config import DataConfig
-from eca_jax.data.csv_records import open_csv
+from eca_jax.data.csv_records import csv_splits, open_csv
+from eca_jax.data.folders import folder_splits, open_folder
 from eca_jax.data.imagenet import TRAINING_EXAMPLES, candidates
 from eca_jax.data.prepare import prepare, tfds_builder
-from eca_jax.data.records import SOURCES, Label, Opener, Source, digest, digest_of_files
-from eca_jax.data.splits import absolute, cannot_read_split, check_split, held_out, select, split_names
+from eca_jax.data.records import SOURCES, Label, Opener, Source, digest
+from eca_jax.data.splits import absolute, cannot_read_split, check_split, held_out, split_names
 from eca_jax.errors import EcaJaxError
-
-FOLDER = "folder:"
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 
 
 def open_source(name: str, split: str | None, data_dir: str | None = None) -> Source:
@@ -37,6 +33,20 @@ def open_source(name: str, split: str | None, data_dir: str | None = None) -> So
       EcaJaxError: unknown or unprepared data set, one prepared as TFRecord, unknown split, folder without images.
     """
     return (_opener(name) or _open_tfds)(name, split, data_dir)
+
+
+def known_splits(name: str, data_dir: str | None = None) -> list[str]:
+    """The splits that a data set has by name.
+
+    Raises:
+      EcaJaxError: as `open_source`; a plugin's data set does not say.
+    """
+    prefix = name.partition(":")[0]
+    if _opener(name) is None:
+        return list(_prepared(name, data_dir).info.splits)
+    if prefix not in SPLITS:
+        raise EcaJaxError(f"data set {name!r}: give --split; what the plugin opens does not say which there are")
+    return SPLITS[prefix](name)
 
 
 def _opener(name: str) -> Opener | None:
@@ -98,7 +108,8 @@ class TfdsRecords:
         return digest([self.info.full_name, self.split, *shards])
 
 
-def _open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
+def _prepared(name: str, data_dir: str | None) -> Any:
+    """The builder of a data set that is there as ArrayRecord."""
     builder: Any = tfds_builder(name, data_dir)
     if name == "digits" and not builder.info.splits:
         prepare(name, data_dir)
@@ -115,6 +126,11 @@ def _open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
             f"`eca-jax prepare {name} --data-dir {builder.data_dir_root} --convert-to NEW_DATA_DIR`, "
             "then set data.data_dir to NEW_DATA_DIR"
         )
+    return builder
+
+
+def _open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
+    builder = _prepared(name, data_dir)
     features = builder.info.features
     image_key, label_key = builder.info.supervised_keys or ("", "")
     image, label = (dict(features).get(key) for key in (image_key, label_key))
@@ -137,83 +153,7 @@ def _open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
     return Source(name, split, records, tuple(label.names), multi_label, candidates(builder.name), parts)
 
 
-@dataclasses.dataclass(frozen=True)
-class FolderRecords:
-    """Of a directory of class folders."""
-
-    root: pathlib.Path
-    files: tuple[pathlib.Path, ...]
-    labels: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        return self.files[index].read_bytes(), self.labels[index]
-
-    def fingerprint(self) -> str:
-        return digest_of_files(self.root, self.files, self.labels)
-
-
-def _open_folder(name: str, split: str | None, data_dir: str | None = None) -> Source:
-    """`/path/SPLIT/CLASS/image.jpg`, or `/path/CLASS/image.jpg` whose one split is called 'train'.
-
-    Without folders of splits the order mixes the classes and depends on the names of the files alone, so that
-    'train[:90%]' and 'train[90%:]' make a training and a held-out set.
-    """
-    root = pathlib.Path(name.removeprefix(FOLDER)).expanduser()
-    if not root.is_dir():
-        raise EcaJaxError(f"data.name: {name!r}: {root} is not a directory")
-    split = held_out(name, [path.name for path in _visible(root) if path.is_dir()]) if split is None else split
-    wanted = split_names(split)
-    if wanted == {"train"} and not (root / "train").is_dir():
-        roots = {"train": root}
-    else:
-        roots = {path.name: path for path in _visible(root) if path.is_dir()}
-        check_split(name, split, sorted(roots))
-    if not wanted:
-        raise EcaJaxError(
-            f"data set {name!r}: cannot read split {split!r}; expected one such as 'train' or 'train[:90%]'"
-        )
-    found = {s: _scan(roots[s]) for s in sorted(wanted)}
-    class_names = {s: tuple(classes) for s, classes in found.items()}
-    names = next(iter(class_names.values()))
-    if any(other != names for other in class_names.values()):
-        raise EcaJaxError(f"data set {name!r}: the splits of {split!r} have different class folders: {class_names}")
-
-    examples: dict[str, list[tuple[pathlib.Path, int]]] = {}
-    for s, classes in found.items():
-        examples[s] = [(file, label) for label, files in enumerate(classes.values()) for file in files]
-        if roots[s] == root:
-            examples[s].sort(key=lambda e: hashlib.sha256(e[0].relative_to(root).as_posix().encode()).digest())
-    chosen, parts = select(name, split, examples)
-    files, labels = zip(*chosen, strict=True)
-    return Source(name, split, FolderRecords(root, files, labels), names, parts=parts)
-
-
-def _scan(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """The image files of every class folder, both in the order of their names; hidden files do not count."""
-    stray = next((path for path in _visible(root) if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES), None)
-    if stray is not None:
-        raise EcaJaxError(f"{stray} is in no class folder: expected {root}/CLASS/image.jpg; move or remove it")
-    classes = {folder.name: _visible(folder) for folder in _visible(root) if folder.is_dir()}
-    if not classes:
-        raise EcaJaxError(f"{root} has no class folders: expected {root}/CLASS/image.jpg")
-    for name, files in classes.items():
-        foreign = next((file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES), None)
-        if foreign is not None:
-            raise EcaJaxError(
-                f"{foreign} is not an image file: expected {root}/CLASS/image with the ending "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))}"
-            )
-        if not files:
-            raise EcaJaxError(f"class folder {root / name} has no images: fill it or remove it")
-    return classes
-
-
-def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-OPENERS: dict[str, Opener] = {"folder": _open_folder, "csv": open_csv}
+OPENERS: dict[str, Opener] = {"folder": open_folder, "csv": open_csv}
 """What opens our own data sets whose names begin with such a prefix and a colon."""
+SPLITS: dict[str, Callable[[str], list[str]]] = {"folder": folder_splits, "csv": csv_splits}
+"""The splits that such a data set has."""

@@ -22,9 +22,16 @@ def predict_files(files: Sequence[str], *, model: Backbone, task: Task) -> Itera
         yield file, compute()
 
 
+OPEN_ALREADY = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+"""What the shell hands over: `predict <(curl ...)`."""
+
+
 def _decoded(file: str, predict: Callable[[bytes], Callable[[], Any]]) -> Callable[[], Any]:
+    path = pathlib.Path(file)
+    if path.exists() and not (path.is_file() or path.is_dir() or file.startswith(OPEN_ALREADY)):
+        raise EcaJaxError(f"{file} is no regular file but a pipe, a socket or a device; give an image file")
     try:
-        return predict(pathlib.Path(file).read_bytes())
+        return predict(path.read_bytes())
     except FileNotFoundError:
         raise EcaJaxError(f"there is no file {file}") from None
     except IsADirectoryError:

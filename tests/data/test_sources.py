@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import os
+import socket
 import sys
 
 import numpy as np
@@ -153,7 +155,7 @@ def test_folder_of_classes_is_cut_into_disjoint_mixed_parts(tmp_path):
 
 def test_splits_are_not_taken_for_classes(tmp_path):
     make_folder(tmp_path, splits=("training", "val"))
-    with pytest.raises(EcaJaxError, match="cat is not an image file"):
+    with pytest.raises(EcaJaxError, match="training looks like a split, with images in folders of its own"):
         open_source(f"folder:{tmp_path}", "train")
 
 
@@ -161,19 +163,44 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     with pytest.raises(EcaJaxError, match="nowhere is not a directory"):
         open_source(f"folder:{tmp_path}/nowhere", "train")
     make_folder(tmp_path)
-    (tmp_path / "train" / "stray.png").write_bytes(b"")
-    with pytest.raises(EcaJaxError, match=r"stray.png is in no class folder"):
-        open_source(f"folder:{tmp_path}", "train")
-    (tmp_path / "train" / "stray.png").unlink()
     (tmp_path / "train" / "empty").mkdir()
-    with pytest.raises(EcaJaxError, match="empty has no images"):
+    with pytest.raises(EcaJaxError, match="empty has no images: fill it or remove it"):
         open_source(f"folder:{tmp_path}", "train")
     (tmp_path / "train" / "empty" / "notes.txt").write_text("x")
-    with pytest.raises(EcaJaxError, match=r"notes.txt is not an image file"):
+    with pytest.raises(EcaJaxError, match=r"empty has no images \(notes.txt: without an image's ending\)"):
         open_source(f"folder:{tmp_path}", "train")
     (tmp_path / "bare").mkdir()
     with pytest.raises(EcaJaxError, match="bare has no class folders"):
         open_source(f"folder:{tmp_path}", "bare")
+
+
+def test_a_folder_is_read_whatever_lies_beside_its_images(tmp_path, capsys):
+    """Folders in class folders are a part of these; what is no image is left out, and named once."""
+    root = make_folder(tmp_path / "images", splits=("train",))
+    expected = list(open_source(f"folder:{root}", "train"))
+    assert capsys.readouterr().err == ""
+    train = root / "train"
+    (train / "cat" / "more" / "still").mkdir(parents=True)
+    (train / "cat" / "more" / "still" / "X.JPEG").write_bytes(b"last of the cats")
+    (train / "dog" / "again").symlink_to(train / "dog")
+    (train / "dog" / "nothing.jpg").symlink_to(root / "nothing.jpg")
+    (train / "dog" / "Thumbs.db").write_bytes(b"")
+    (train / ".git").mkdir()
+    for file in (train / "stray.png", train / "cat" / ".DS_Store", train / "cat" / "._0.png", train / "cat" / "b.txt"):
+        file.write_bytes(b"")
+    os.mkfifo(train / "cat" / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        folder = os.open(train / "dog", os.O_RDONLY)
+        server.bind(f"/proc/self/fd/{folder}/socket.jpg")  # a socket's path may have 108 characters
+        os.close(folder)
+        source = open_source(f"folder:{root}", "train")
+    assert list(source) == [*expected[:5], (b"last of the cats", 0), *expected[5:]]
+    open_source(f"folder:{root}", "train[:3]")
+    assert capsys.readouterr().err == (
+        f"note: {train}: left out 10: 3 hidden (.git, …), 1 in no class folder (stray.png), "
+        "2 without an image's ending (cat/b.txt, …), 3 no regular file (cat/pipe.jpg, …), "
+        "1 a link to a folder that it is in (dog/again)\n"
+    )
 
 
 def tables(tmp_path, root):
