@@ -2,6 +2,9 @@
 
 import difflib
 import math
+import os
+import pathlib
+import sys
 from collections.abc import Iterable, Sequence
 
 
@@ -48,3 +51,15 @@ def expect_one_of(name: str, value: str, options: tuple[str, ...]) -> None:
     """Refuses what is not one of the options."""
     if value not in options:
         raise EcaJaxError(f"{name}: expected one of {', '.join(options)}, got {value!r}")
+
+
+def expect_text(name: str, path: str | pathlib.Path) -> None:
+    """Refuses a path that this locale cannot read or write as text: Orbax and safetensors cannot open it."""
+    try:
+        os.fsencode(path)
+        str(path).encode()
+    except UnicodeError as error:
+        raise EcaJaxError(
+            f"{name}: the name {str(path)!r} is no text in this locale, whose file names are "
+            f"{sys.getfilesystemencoding()}; set PYTHONUTF8=1, or another name"
+        ) from error

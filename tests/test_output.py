@@ -52,6 +52,18 @@ def test_a_stderr_that_takes_nothing():
     assert piped(command, stderr=None)[0] == 141
 
 
+def test_every_name_can_be_printed_in_the_c_locale():
+    command = "from eca_jax.cli import guarded; guarded(lambda: print('k\\u00e4se', '\\u732b', sys.argv[1]) or 0)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {command}", "größe.png"],
+        cwd=ROOT,
+        env=environment(LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING=""),
+        capture_output=True,
+        timeout=300,
+    )
+    assert (done.stdout.decode(), done.stderr.decode()) == ("käse 猫 größe.png\n", "")
+
+
 def test_help_that_is_not_read_to_its_end():
     assert piped("from eca_jax.cli import main; sys.exit(main(['--help']))") == (141, "")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, expect_text
 
 SAFETENSORS = (".safetensors",)
 TORCH = (".pth", ".pt", ".tar", ".bin")
@@ -44,6 +44,7 @@ def read_weights(path: str | os.PathLike) -> WeightFile:
       EcaJaxError: no such file, none of these kinds, damaged, or it holds more than tensors.
     """
     path = pathlib.Path(path)
+    expect_text("weights", path)
     if path.is_dir():
         raise EcaJaxError(f"{path} is a directory; expected a weight file that ends in {', '.join(ENDINGS)}")
     if not path.is_file():

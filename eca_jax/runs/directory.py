@@ -20,10 +20,11 @@ import jax
 from jax.experimental import multihost_utils
 
 from eca_jax.config import Config, differences, from_dict, to_dict
-from eca_jax.errors import EcaJaxError
-from eca_jax.runs.checkpoint import CHECKPOINTS, Checkpoints, NotSaved
+from eca_jax.errors import EcaJaxError, expect_text
+from eca_jax.runs.checkpoint import CHECKPOINTS, DAMAGED, Checkpoints, NotSaved
 
 CONFIG_FILE = "config.json"
+TENSORBOARD = "tensorboard"
 
 
 @contextlib.contextmanager
@@ -73,6 +74,7 @@ def claim_directory(run: pathlib.Path, config: Config) -> None:
             f"workdir: {config.workdir} is an address; expected a directory: mount the bucket (for Google Cloud "
             "Storage with gcsfuse) and name the directory"
         )
+    expect_text("workdir", run)
     if run.exists() and not run.is_dir():
         raise EcaJaxError(f"workdir: {run} is a file; expected a directory")
     try:
@@ -87,6 +89,12 @@ def claim_directory(run: pathlib.Path, config: Config) -> None:
             f"workdir: {run} holds {', '.join(sorted(foreign)[:3])} and no {CONFIG_FILE}, so it is no run of eca_jax: "
             "choose an empty or new directory with --workdir"
         )
+    for name in (CHECKPOINTS, DAMAGED, TENSORBOARD):
+        if (run / name).exists() and not (run / name).is_dir():
+            raise EcaJaxError(
+                f"workdir: {run / name} is a file; expected a directory of the run: move the file away, or choose "
+                "another --workdir"
+            )
     if not (run / CONFIG_FILE).is_file() and jax.process_index() == 0:
         write_config(run, config)
 
@@ -168,6 +176,7 @@ def check_continues(checkpoints: Checkpoints, step: int, run: dict) -> None:
 def open_run(run: str | pathlib.Path) -> Checkpoints:
     """The checkpoints of an existing run, for reading."""
     run = pathlib.Path(run)
+    expect_text("run", run)
     if not run.is_dir():
         raise EcaJaxError(f"there is no run directory {run}: give the --workdir of a training run")
     if not (run / CONFIG_FILE).is_file():

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import tqdm
 
 from eca_jax.errors import EcaJaxError
+from eca_jax.runs.directory import TENSORBOARD
 from eca_jax.tasks.base import Task
 
 
@@ -34,6 +35,8 @@ with without("torch"):  # half a gigabyte and seconds, of which the events need 
     from tensorboardX.summary import scalar
 
 METRICS_FILE = "metrics.jsonl"
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
+"""Of the rows, in every locale; bytes that are no text come to the check of their row, which names it."""
 
 
 class Writer:
@@ -49,9 +52,9 @@ class Writer:
     def __init__(self, run: pathlib.Path, task: Task, *, start: int, evaluation_due: bool, total: int, batch_size: int):
         self._task = task
         self._keep_rows(run / METRICS_FILE, start, evaluation_due)
-        self._file = (run / METRICS_FILE).open("a")
-        (run / "tensorboard").mkdir(exist_ok=True)
-        self._tensorboard = EventsWriter(str(run / "tensorboard" / "events"))
+        self._file = (run / METRICS_FILE).open("a", **TEXT)
+        (run / TENSORBOARD).mkdir(exist_ok=True)
+        self._tensorboard = EventsWriter(str(run / TENSORBOARD / "events"))
         self._tensorboard.write_event(
             Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START))
         )  # TensorBoard hides what an earlier start wrote from this step on
@@ -78,7 +81,7 @@ class Writer:
 
     @staticmethod
     def _keep_rows(path: pathlib.Path, start: int, evaluation_due: bool) -> None:
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = path.read_text(**TEXT).splitlines(keepends=True) if path.exists() else []
         if lines and not lines[-1].endswith("\n"):
             lines.pop()  # torn by a crash
         kept = []
@@ -90,7 +93,7 @@ class Writer:
             except (ValueError, TypeError, KeyError) as error:
                 raise EcaJaxError(f"{path}, line {number}: {line[:40]!r} is not a row of metrics; remove it") from error
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(kept))
+        temporary.write_text("".join(kept), **TEXT)
         os.replace(temporary, path)
 
     def advance(self) -> None:
@@ -98,7 +101,8 @@ class Writer:
         self._bar.update(self._batch_size)
 
     def train(self, step: int, epoch: float, lr: float, metrics: dict[str, float]) -> None:
-        text = self._task.describe_training(metrics)
+        finite = all(map(math.isfinite, metrics.values()))
+        text = self._task.describe_training(metrics) if finite else "no step since the last row was finite"
         self._write("train", step, {"epoch": epoch, "lr": lr, **metrics})
         rate = (step - self._last_step) * self._batch_size / (time.perf_counter() - self._last_time)
         left = tqdm.tqdm.format_interval((self._total - step) * self._batch_size / rate)
@@ -135,7 +139,8 @@ class Writer:
         self._file.write(json.dumps({"kind": kind, "step": step, **known}) + "\n")  # JSON has no NaN
         self._file.flush()
         for name, value in values.items():
-            self._plot(f"{kind}/{name}", value, step)
+            if math.isfinite(value):  # tensorboardX warns of others
+                self._plot(f"{kind}/{name}", value, step)
         self._tensorboard.flush()
 
     def _plot(self, name: str, value: float, step: int) -> None:

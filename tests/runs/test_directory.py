@@ -6,10 +6,14 @@ import shutil
 import pytest
 
 from eca_jax.config import Config, DataConfig
+from eca_jax.convert.files import read_weights
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
-from eca_jax.runs.directory import check_continues
+from eca_jax.runs.directory import check_continues, claim_directory, open_run
 from eca_jax.runs.run import describe_run
+from eca_jax.runs.writers import Writer
+from eca_jax.tasks import Classification
+from tests.damage import refusal
 
 
 class Saved:
@@ -81,3 +85,33 @@ def test_a_checkpoint_of_version_0_1_0_knows_its_data_by_name(tmp_path):
     shutil.copytree(tmp_path / "images", tmp_path / "copy")
     with pytest.raises(EcaJaxError, match=r"data.name: folder:.*images -> folder:.*copy"):
         check_continues(Saved(old), 1, describe(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints-damaged", "tensorboard"])
+def test_a_file_where_a_directory_belongs_is_refused_at_the_start(tmp_path, name):
+    config = Config(workdir=str(tmp_path))
+    claim_directory(tmp_path, config)
+    (tmp_path / name).touch()
+    message = refusal(claim_directory, tmp_path, config)
+    assert message.startswith(f"workdir: {tmp_path / name} is a file; expected a directory of the run: move")
+
+
+def open_writer(run: pathlib.Path) -> Writer:
+    return Writer(run, Classification(), start=9, evaluation_due=False, total=10, batch_size=1)
+
+
+def test_metrics_that_are_no_text_are_named_by_their_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"kind": "train", "step": 1}\n\xff\xfe{}\n')
+    message = refusal(open_writer, tmp_path)
+    assert f"{tmp_path}/metrics.jsonl, line 2: " in message
+    assert message.endswith("is not a row of metrics; remove it")
+
+
+@pytest.mark.parametrize("call", [lambda p: claim_directory(p, Config(workdir=str(p))), open_run, read_weights])
+def test_a_name_that_is_no_text_is_refused(tmp_path, call):
+    """In the C locale with PYTHONUTF8=0 every name is such a one that has more than ASCII; Orbax cannot open it."""
+    name = b"gr\xf6sse.safetensors".decode("utf-8", "surrogateescape")
+    message = refusal(call, tmp_path / name)
+    assert (
+        "gr\\udcf6sse.safetensors' is no text in this locale, whose file names are utf-8; set PYTHONUTF8=1" in message
+    )
