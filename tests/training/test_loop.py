@@ -161,7 +161,7 @@ def test_the_loop_forbids_transfers_to_the_host(tmp_path, monkeypatch):
     assert seen == ["disallow"] * 5
 
 
-def test_steps_that_are_not_finite_are_skipped_up_to_a_limit(tmp_path):
+def test_steps_that_are_not_finite_are_skipped_up_to_a_limit(tmp_path, capsys, caplog):
     """After one step at a rate of 1e30 no other is finite. Log rows at 4, 8, 10, evaluations at 5 and 10."""
 
     def exploding(name: str, limit: int) -> Config:
@@ -179,6 +179,10 @@ def test_steps_that_are_not_finite_are_skipped_up_to_a_limit(tmp_path):
     assert [(step, skipped) for step, skipped, _ in found] == [(4, 3), (8, 7), (10, 9)]
     assert found[0][2] > 0  # of step 1
     assert [loss for *_, loss in found[1:]] == [None, None]
+    said = capsys.readouterr().out
+    assert said.count(": no step since the last row was finite, lr 1e+30") == 2
+    assert "nan%" not in said
+    assert [record.name for record in caplog.records if "tensorboardX" in record.name] == []
 
 
 def test_the_last_good_checkpoint_is_named_and_kept(tmp_path):
