@@ -308,44 +308,42 @@ def _say_preprocess(line: str) -> None:
     print(f"preprocess: {line}", file=sys.stderr)
 
 
+def _trained_on(images: int, of: int) -> str:
+    """What the line with the scores says of images that a run was trained on."""
+    if images == 0:
+        return ""
+    return f", not held out: {'all' if images == of else images} of the {of} are training images"
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     from eca_jax.compilation_cache import keep_compiled_programs
     from eca_jax.data.preprocess import words
 
     keep_compiled_programs()
     _check_weights_arguments(args)
-    changes = _preprocess_changes(args)
+    changes, starts = _preprocess_changes(args), []
+
+    def started(start: Any) -> None:
+        starts.append(start)
+        _say_preprocess(start.preprocess)
+
+    common = {"split": args.split, "data_dir": args.data_dir, "preprocess": changes, "started": started}
     if args.weights:
         from eca_jax.training.evaluate import evaluate_weights
 
         if not args.data:
             raise EcaJaxError("--weights: say on which data, such as --data imagenet2012")
-        task, scores = evaluate_weights(
-            args.weights,
-            args.data,
-            name=args.model,
-            split=args.split,
-            data_dir=args.data_dir,
-            preprocess=changes,
-            say=_say_preprocess,
-        )
+        task, scores = evaluate_weights(args.weights, args.data, name=args.model, **common)
         what = args.weights
     else:
         from eca_jax.training.evaluate import evaluate_run
 
-        step, task, scores = evaluate_run(
-            args.run,
-            which=args.checkpoint,
-            data=args.data,
-            split=args.split,
-            data_dir=args.data_dir,
-            preprocess=changes,
-            say=_say_preprocess,
-        )
+        step, task, scores = evaluate_run(args.run, which=args.checkpoint, data=args.data, **common)
         what = f"{args.run}, step {step}"
     on = f", data {args.data!r}" if args.data is not None else ""
     on += f", split {args.split!r}" if args.split is not None else ""
     on += "".join(f", {name} {' '.join(words(value))}" for name, value in changes.items())
+    on += _trained_on(starts[0].training_images, starts[0].images)
     print(f"{what}{on}: {task.describe(scores)}")
     return EXIT_OK
 

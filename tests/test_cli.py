@@ -142,6 +142,13 @@ def test_evaluate_and_predict(run, tmp_path, capsys):
     assert "of 100), top-5" in capsys.readouterr().out
     assert cli.main(["evaluate", "--run", str(run), "--split", "test[:50]"]) == 0
     assert "step 10, split 'test[:50]': top-1" in capsys.readouterr().out
+    for split, seen in (
+        ("train", "320 of the 1437"),
+        ("train[300:330]", "20 of the 30"),
+        ("train[:9]", "all of the 9"),
+    ):
+        assert cli.main(["evaluate", "--run", str(run), "--split", split]) == 0
+        assert f", split '{split}', not held out: {seen} are training images: top-1 " in capsys.readouterr().out
     prepare_like("mnist", tmp_path, {"test": 20})
     prepare_like("imagenet_v2", tmp_path, {"test": 3})
     other = ["evaluate", "--run", str(run), "--data-dir", str(tmp_path), "--data"]

@@ -157,7 +157,11 @@ def decode(data: bytes) -> Image.Image:
     As in torchvision's and timm's image folders, the EXIF tag that asks viewers for a rotation is ignored, and so is
     transparency: published accuracies are of such pixels.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.UnidentifiedImageError:  # which names the place of the bytes in memory
+        raise EcaJaxError("no known image format") from None
+    with image:
         if image.mode.startswith(("I", "F")):
             raise EcaJaxError(
                 f"its pixels have more than 8 bits (mode {image.mode}), which would be cut off; scale them"

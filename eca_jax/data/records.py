@@ -91,19 +91,24 @@ def check_classes(source: Source, expected: tuple[str, ...], owner: str) -> None
         )
 
 
-def check_disjoint(train: Source, held_out: Source) -> None:
-    """Refuses two splits of a data set that share records; copies of an image under other names are not found."""
+def shared_records(train: Source, other: Source) -> int:
+    """How many examples of a split are in another one of the same data set; an image under two names counts as two."""
+    if not train.parts:
+        return len(other) if train.fingerprint() == other.fingerprint() else 0
     shared = sum(
         max(0, min(ours.stop, theirs.stop) - max(ours.start, theirs.start))
         for ours in train.parts
-        for theirs in held_out.parts
+        for theirs in other.parts
         if ours.split == theirs.split
     )
-    if not train.parts and train.fingerprint() == held_out.fingerprint():
-        shared = len(held_out)
-    if shared:
+    return min(shared, len(other))
+
+
+def check_disjoint(train: Source, held_out: Source) -> None:
+    """Refuses two splits of a data set that share records; copies of an image under other names are not found."""
+    if shared := shared_records(train, held_out):
         raise EcaJaxError(
-            f"data set {train.name!r}: {min(shared, len(held_out))} of the {len(held_out)} examples of data.eval_split "
+            f"data set {train.name!r}: {shared} of the {len(held_out)} examples of data.eval_split "
             f"{held_out.split!r} are in data.train_split {train.split!r} too, and so are not held out: give parts that "
             f"share none, such as 'train[:90%]' and 'train[90%:]'; `eca-jax evaluate --split {train.split!r}` scores "
             "training images"

@@ -14,8 +14,9 @@ from eca_jax.convert.pretrained import load
 from eca_jax.data.bad_records import BadRecords
 from eca_jax.data.config import DataConfig
 from eca_jax.data.loader import eval_batches
-from eca_jax.data.records import Source, check_classes
+from eca_jax.data.records import Source, check_classes, shared_records
 from eca_jax.data.sources import open_source
+from eca_jax.data.splits import split_names
 from eca_jax.errors import EcaJaxError
 from eca_jax.runs.directory import choose_step, open_run
 from eca_jax.runs.state import TrainState, split as split_model
@@ -27,8 +28,17 @@ from eca_jax.training.step import make_eval_step
 
 EXAMPLES = 64
 """A device's share of a batch, where no run says it."""
-Say = Callable[[str], object]
-"""Is told, before the first image is read, how images are made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What is known of an evaluation before its first image is read."""
+
+    preprocess: str
+    """How images are made, in a line."""
+    images: int
+    training_images: int = 0
+    """Those of them that the run was trained on."""
 
 
 def evaluate(
@@ -86,12 +96,12 @@ def evaluate_run(
     split: str | None = None,
     data_dir: str | None = None,
     preprocess: Mapping[str, Any] | None = None,
-    say: Say = lambda line: None,
+    started: Callable[[Start], object] = lambda start: None,
 ) -> tuple[int, Task, dict[str, float]]:
     """Scores a checkpoint of a run on the held-out split of its configuration, or on other data: (step, task, scores).
 
     The batches are as large as in training, rounded up to what the devices here can share. `preprocess` has the fields
-    that are not to be the run's (`PreprocessConfig.for_evaluation`).
+    that are not to be the run's (`PreprocessConfig.for_evaluation`); `started` is called before an image is read.
     """
     with open_run(run) as checkpoints:
         step = choose_step(checkpoints, which)
@@ -102,7 +112,8 @@ def evaluate_run(
             split = config.data.eval_split
         source = open_source(config.data.name if data is None else data, split, data_dir or config.data.data_dir)
         check_classes(source, class_names, f"the run {run}")
-        say(config.task.preprocess.describe_evaluation())
+        seen = _training_images(config, source, data_dir)
+        started(Start(config.task.preprocess.describe_evaluation(), len(source), seen))
         mesh = make_mesh()
         batch_size = -(-config.batch_size // mesh.size) * mesh.size
         program = build_program(
@@ -126,6 +137,16 @@ def evaluate_run(
         return step, config.task, score(config.task, eval_step, program.zero_sums(), batches)
 
 
+def _training_images(config: Config, source: Source, data_dir: str | None) -> int:
+    """How many examples of a source a run with this configuration is trained on."""
+    data = config.data
+    if source.name.rstrip("/") != data.name.rstrip("/") or split_names(source.split).isdisjoint(
+        split_names(data.train_split)
+    ):
+        return 0
+    return shared_records(open_source(source.name, data.train_split, data_dir or data.data_dir), source)
+
+
 def evaluate_weights(
     weights: str,
     data: str,
@@ -134,11 +155,12 @@ def evaluate_weights(
     split: str | None = None,
     data_dir: str | None = None,
     preprocess: Mapping[str, Any] | None = None,
-    say: Say = lambda line: None,
+    started: Callable[[Start], object] = lambda start: None,
 ) -> tuple[Task, dict[str, float]]:
     """Scores weights (see `load_pretrained`; `name` is the model expected) on a data set, with their own preprocessing.
 
-    `preprocess` has the fields that are not to be theirs (`PreprocessConfig.for_evaluation`).
+    `preprocess` has the fields that are not to be theirs (`PreprocessConfig.for_evaluation`); `started` is called
+    before an image is read.
 
     Returns: their task, and its scores over the held-out split if `split` is None.
 
@@ -149,7 +171,7 @@ def evaluate_weights(
     source = open_source(data, split, data_dir)
     loaded.check_data(source, weights)
     task = loaded.task.with_preprocess(preprocess or {})
-    say(loaded.describe_preprocess(task.preprocess))
+    started(Start(loaded.describe_preprocess(task.preprocess), len(source)))
     mesh = make_mesh()
     batch_size = EXAMPLES * mesh.size
     batches, scalars = batch_sharding(mesh, batch_size), replicated(mesh)

@@ -4,8 +4,6 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from PIL import Image
-
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Backbone
 from eca_jax.tasks.base import Task
@@ -36,7 +34,5 @@ def _decoded(file: str, predict: Callable[[bytes], Callable[[], Any]]) -> Callab
         raise EcaJaxError(f"there is no file {file}") from None
     except IsADirectoryError:
         raise EcaJaxError(f"{file} is a directory; give image files, such as {file}/*.jpg") from None
-    except Image.UnidentifiedImageError:
-        raise EcaJaxError(f"cannot read {file} as an image: no known image format") from None
     except Exception as error:  # whatever a decoder says of damaged bytes
         raise EcaJaxError(f"cannot read {file} as an image: {error}") from error

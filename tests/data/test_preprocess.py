@@ -38,6 +38,13 @@ def test_every_mode_becomes_rgb(mode):
     assert np.asarray(decode(encode(GRADIENT.convert(mode)))).shape == (20, 30, 3)
 
 
+@pytest.mark.parametrize("data", [b"", b"not an image"])
+def test_what_is_no_image_is_answered_without_a_place_in_memory(data):
+    for decoded in (decode, lambda data: eval_image(data, PreprocessConfig())):
+        with pytest.raises(EcaJaxError, match="^no known image format$"):
+            decoded(data)
+
+
 def test_cmyk_jpeg_becomes_rgb():
     assert decode(encode(GRADIENT.convert("CMYK"), "JPEG")).mode == "RGB"
 
