@@ -41,7 +41,7 @@ def test_every_mode_becomes_rgb(mode):
 @pytest.mark.parametrize("data", [b"", b"not an image"])
 def test_what_is_no_image_is_answered_without_a_place_in_memory(data):
     for decoded in (decode, lambda data: eval_image(data, PreprocessConfig())):
-        with pytest.raises(EcaJaxError, match="^no known image format$"):
+        with pytest.raises(EcaJaxError, match=r"^no known image format$"):
             decoded(data)
 
 
