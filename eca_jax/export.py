@@ -24,6 +24,7 @@ from jax.extend import core
 
 from eca_jax.convert.files import write
 from eca_jax.errors import EcaJaxError, nearest
+from eca_jax.memory import expect_room, host_room
 from eca_jax.models.base import Backbone
 from eca_jax.version import __version__
 
@@ -67,7 +68,8 @@ def export_stablehlo(
         JAX does not look; `read_about` finds it.
 
     Raises:
-      EcaJaxError: for a path, size or platform that cannot be, or when the file does not give the model's logits.
+      EcaJaxError: for a path, size or platform that cannot be, images that do not fit into memory, or when the file
+        does not give the model's logits.
     """
     _check_image_size(model, image_size)
     device = _check_platforms(platforms)
@@ -114,8 +116,8 @@ def export_onnx(
         `metadata_props`, a property for each key; those of the normalisation, `mean` and `std`, by themselves too.
 
     Raises:
-      EcaJaxError: for a path or size that cannot be, a model that does not compute in float32, missing packages, or
-        when ONNX Runtime does not find the model's logits.
+      EcaJaxError: for a path or size that cannot be, images that do not fit into memory, a model that does not compute
+        in float32, missing packages, or when ONNX Runtime does not find the model's logits.
     """
     try:
         import onnx
@@ -154,6 +156,14 @@ def _check_image_size(model: Backbone, image_size: int) -> None:
             f"image_size: expected a whole number of at least {least} pixels, which this network shrinks to one, "
             f"got {image_size!r}; give the size that it was trained with"
         )
+    what = f"checking the file on {max(CHECKED_BATCHES)} images of {image_size} x {image_size} pixels"
+    expect_room(what, least_bytes(model, image_size), host_room(), ["a smaller --image-size"], at_least=True)
+
+
+def least_bytes(model: Backbone, image_size: int) -> int:
+    """What the check of a file takes at least: its images in float32, and the largest stage, perhaps in bfloat16."""
+    stages = [feature.channels * (image_size // feature.stride) ** 2 for feature in model.feature_info]
+    return max(CHECKED_BATCHES) * (4 * 3 * image_size**2 + 2 * max(stages))
 
 
 def _check_platforms(platforms: Sequence[str]) -> Any:
@@ -469,7 +479,7 @@ def _shape(eqn: core.JaxprEqn) -> tuple[Any, ...]:
 
 def _content(value: np.ndarray) -> tuple:
     """Equal for arrays of the same type, shape and bits."""
-    return value.dtype.str, value.shape, hashlib.sha256(np.ascontiguousarray(value)).digest()
+    return value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).digest()
 
 
 def _begins_and_ends(padding: Sequence[Sequence[int]]) -> list[int]:

@@ -264,6 +264,18 @@ def test_an_image_size_that_cannot_be(write, size, tmp_path: pathlib.Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_images_that_cannot_fit_are_refused_before_anything_is_traced(write, tmp_path: pathlib.Path, monkeypatch):
+    monkeypatch.setattr(jax, "make_jaxpr", lambda *_: pytest.fail("it is traced"))
+    monkeypatch.setattr(jax.export, "export", lambda *_, **__: pytest.fail("it is traced"))
+    with pytest.raises(EcaJaxError) as refused:
+        write(random_model("circular"), tmp_path / "m", image_size=10_000_000)
+    # 3 images of 3 channels in float32, and 8 channels of full resolution in bfloat16 at least: 5.2e15 bytes.
+    line = "out of memory: checking the file on 3 images of 10000000 x 10000000 pixels needs at least 7,"
+    assert str(refused.value).startswith(line)
+    assert str(refused.value).endswith("What helps, in this order: (1) a smaller --image-size")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("platforms", "message"),
     [
