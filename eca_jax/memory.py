@@ -24,6 +24,9 @@ MIB, GIB = 1024**2, 1024**3
 RECLAIMED = ("active_file", "inactive_file", "slab_reclaimable")
 """What a control group counts as used, and gives back: as memory.stat calls it."""
 
+SMALLER = "a smaller --preprocess.image-size"
+"""The remedy that always helps."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Room:
@@ -32,10 +35,9 @@ class Room:
     bytes: int
     where: str
     """'this machine', 'NVIDIA H100 80GB HBM3'."""
-    copies: int = 1
-    """How many devices of this process share it: a program needs its memory so many times."""
     free: bool = False
-    """`bytes` is what is left now, besides the arguments of a program that is about to run; else it is all there is."""
+    """The machine's, which all devices share: what is left of it now, besides the arguments of a program that is about
+    to run. Else it is a device's own, and all that it has."""
 
     def __str__(self) -> str:
         return f"{self.where} has {_size(self.bytes)}{' free' if self.free else ''}"
@@ -97,7 +99,7 @@ def device_room(devices: Sequence[Any]) -> Room | None:
     """The memory of the first of these devices that belongs to this process; None where its runtime does not say it."""
     local = [device for device in devices if device.process_index == jax.process_index()]
     if local[0].platform == "cpu":
-        return dataclasses.replace(host_room(), copies=len(local))
+        return host_room()
     limit = (local[0].memory_stats() or {}).get("bytes_limit")
     return None if limit is None else Room(limit, local[0].device_kind)
 
@@ -105,14 +107,18 @@ def device_room(devices: Sequence[Any]) -> Room | None:
 def needed_by(compiled: jax.stages.Compiled, room: Room) -> int:
     """Bytes that a compiled program takes of this room when it runs, as the compiler planned it.
 
-    A donated argument and the result in its place are one. The plan is that of one device.
+    A donated argument and the result in its place are one. The plan is that of one device; in a shared room each of
+    this process's devices needs it.
     """
     plan = compiled.memory_analysis()
     if plan is None:  # the runtime has none
         return 0
     bytes_ = plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
     bytes_ += plan.generated_code_size_in_bytes
-    return room.copies * (bytes_ + (0 if room.free else plan.argument_size_in_bytes))
+    if not room.free:
+        return bytes_ + plan.argument_size_in_bytes
+    places = jax.tree.leaves(compiled.output_shardings)
+    return bytes_ * max((len(place.addressable_devices) for place in places), default=1)
 
 
 def expect_room(what: str, needed: int, room: Room | None, remedies: Sequence[str], at_least: bool = False) -> None:
@@ -131,6 +137,27 @@ def expect_room(what: str, needed: int, room: Room | None, remedies: Sequence[st
     if room is not None and needed > room.bytes:
         bound = "at least " if at_least else ""
         raise EcaJaxError(_line(f"{what} needs {bound}{_size(needed)}, and {room}", remedies))
+
+
+class Fitting:
+    """A jitted function that is compiled when it is first called with arguments of such shapes.
+
+    Raises:
+      EcaJaxError: in that call: the compiled program needs more memory than there is.
+    """
+
+    def __init__(self, function: jax.stages.Wrapped, what: str, remedies: Sequence[str]):
+        self._function, self._what, self._remedies = function, what, remedies
+        self.programs: dict[Any, jax.stages.Compiled] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(args))
+        if shapes not in self.programs:
+            program, room = self._function.lower(*args).compile(), device_room(jax.local_devices())
+            if room is not None:
+                expect_room(self._what, needed_by(program, room), room, self._remedies)
+            self.programs[shapes] = program
+        return self.programs[shapes](*args)
 
 
 @contextlib.contextmanager

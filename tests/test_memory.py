@@ -10,7 +10,8 @@ import pytest
 
 from eca_jax import memory
 from eca_jax.errors import EcaJaxError
-from eca_jax.memory import GIB, Room, device_room, expect_room, host_room, names_lack_of_memory, needed_by
+from eca_jax.memory import GIB, Fitting, Room, device_room, expect_room, host_room, names_lack_of_memory, needed_by
+from eca_jax.sharding import make_mesh, replicated
 
 MEMINFO = "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\nSwapFree: 1048576 kB\n"  # 8 and 1 GiB
 V2 = {"proc/self/cgroup": "0::/user/job\n"}
@@ -76,13 +77,13 @@ def test_an_accelerator_says_itself_how_much_it_has():
 
 def test_a_donated_argument_counts_once_and_the_devices_of_a_cpu_share():
     size = 4 * 1000 * 1000
-    x = jnp.zeros((1000, 1000))
-    donated = jax.jit(lambda x, y: (x + 1, y * 2), donate_argnums=0).lower(x, x).compile()
+    x = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
     chip, cpu = Room(GIB, "a chip"), device_room(jax.devices())
-    assert cpu.copies == jax.local_device_count() == 8
-    assert needed_by(donated, chip) == pytest.approx(3 * size, rel=0.01)  # x and its successor, y, y * 2
-    assert needed_by(donated, Room(GIB, "this machine", free=True)) == pytest.approx(size, rel=0.01)
-    assert needed_by(donated, cpu) == pytest.approx(8 * size, rel=0.01)
+    for sharding, devices in ((None, 1), (replicated(make_mesh()), 8)):
+        function = jax.jit(lambda x, y: (x + 1, y * 2), donate_argnums=0, out_shardings=sharding, in_shardings=sharding)
+        program = function.lower(x, x).compile()
+        assert needed_by(program, chip) == pytest.approx(3 * size, rel=0.01)  # x or its successor, y, y * 2
+        assert needed_by(program, cpu) == pytest.approx(devices * size, rel=0.01)
 
 
 def test_what_does_not_fit_is_a_line_with_the_remedies_in_their_order():
@@ -106,6 +107,16 @@ def test_an_allocation_that_fails_is_the_same_line(allocate):
         names_lack_of_memory("a step", ["less"], jax.devices()),
     ):
         allocate()
+
+
+def test_a_function_is_compiled_once_for_shapes_and_refused_where_it_does_not_fit(monkeypatch):
+    double = Fitting(jax.jit(lambda x: {"y": 2 * x["x"]}), "doubling", ["halving"])
+    for size in (3, 5, 3):
+        np.testing.assert_array_equal(double({"x": jnp.arange(size)})["y"], 2 * np.arange(size))
+    assert len(double.programs) == 2
+    monkeypatch.setattr(memory, "_available", lambda root: 2**20)
+    with pytest.raises(EcaJaxError, match=r"doubling needs 4\.0 MiB, and this machine has 1\.0 MiB free.*halving$"):
+        double({"x": jax.ShapeDtypeStruct((2**20,), jnp.int32)})  # nothing is allocated
 
 
 def test_other_errors_of_the_runtime_stay_what_they_are():

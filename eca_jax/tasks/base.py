@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from eca_jax.compiler_options import compiler_options
 from eca_jax.data.preprocess import PreprocessConfig, eval_image, normalise
 from eca_jax.data.records import Source
+from eca_jax.memory import SMALLER, Fitting
 from eca_jax.models.base import Backbone
 from eca_jax.models.config import ModelConfig, build_model
 from eca_jax.plain import to_plain
@@ -173,7 +174,12 @@ def image_predictor(
     def predictions(image: jax.Array) -> jax.Array:
         return activation(model(normalise(image, preprocess))[0])
 
-    jitted = jax.jit(predictions, compiler_options=compiler_options())
+    size = preprocess.image_size
+    jitted = Fitting(
+        jax.jit(predictions, compiler_options=compiler_options()),
+        f"a prediction on an image of {size} x {size} pixels",
+        [SMALLER],
+    )
 
     def predict(data: bytes) -> Callable[[], np.ndarray]:
         image = eval_image(data, preprocess)

@@ -18,10 +18,12 @@ from eca_jax.data.records import Source, check_classes, shared_records
 from eca_jax.data.sources import open_source
 from eca_jax.data.splits import split_names
 from eca_jax.errors import EcaJaxError
+from eca_jax.memory import Fitting
 from eca_jax.runs.directory import choose_step, open_run
 from eca_jax.runs.state import TrainState, split as split_model
 from eca_jax.sharding import batch_sharding, make_mesh, replicated
 from eca_jax.tasks.base import Batch, Sums, Task, zero_sums
+from eca_jax.training.fits import EVALUATION_REMEDIES, check_evaluation, describe_evaluation, names_lack_in_evaluation
 from eca_jax.training.program import InFlight, Program, build_program
 from eca_jax.training.signals import Stopped, StopSignal
 from eca_jax.training.step import make_eval_step
@@ -124,17 +126,20 @@ def evaluate_run(
             candidates=source.candidates,
             batch_size=batch_size,
         )
+        threads = config.data.num_threads
+        check_evaluation(config.task, config.model.name, program.batch_sharding, batch_size=batch_size, threads=threads)
         state = checkpoints.read_state(step, program.abstract_state)
         batches = eval_batches(
             source,
             config.task,
             batch_size=batch_size,
             sharding=program.batch_sharding,
-            num_threads=config.data.num_threads,
+            num_threads=threads,
             bad_records=BadRecords(config.data.max_bad),
         )
         eval_step = functools.partial(program.eval_step, *state.evaluated)
-        return step, config.task, score(config.task, eval_step, program.zero_sums(), batches)
+        with names_lack_in_evaluation(config.task, config.model.name, batch_size):
+            return step, config.task, score(config.task, eval_step, program.zero_sums(), batches)
 
 
 def _training_images(config: Config, source: Source, data_dir: str | None) -> int:
@@ -175,13 +180,20 @@ def evaluate_weights(
     mesh = make_mesh()
     batch_size = EXAMPLES * mesh.size
     batches, scalars = batch_sharding(mesh, batch_size), replicated(mesh)
+    architecture, threads = loaded.model.architecture.name, DataConfig.num_threads
+    check_evaluation(task, architecture, batches, batch_size=batch_size, threads=threads)
     graphdef, params, batch_stats = split_model(loaded.model)
-    eval_step = jax.jit(
-        make_eval_step(task, graphdef, jnp.float32, source.candidates),
-        in_shardings=(scalars, scalars, batches, scalars),
-        out_shardings=scalars,
-        compiler_options=compiler_options(),
+    eval_step = Fitting(
+        jax.jit(
+            make_eval_step(task, graphdef, jnp.float32, source.candidates),
+            in_shardings=(scalars, scalars, batches, scalars),
+            out_shardings=scalars,
+            compiler_options=compiler_options(),
+        ),
+        describe_evaluation(task, architecture, batch_size),
+        EVALUATION_REMEDIES,
     )
-    images = eval_batches(source, task, batch_size=batch_size, sharding=batches, num_threads=DataConfig.num_threads)
+    images = eval_batches(source, task, batch_size=batch_size, sharding=batches, num_threads=threads)
     step = functools.partial(eval_step, params, batch_stats)
-    return task, score(task, step, zero_sums(task.sums), images)
+    with names_lack_in_evaluation(task, architecture, batch_size):
+        return task, score(task, step, zero_sums(task.sums), images)

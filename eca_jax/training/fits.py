@@ -10,10 +10,10 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from eca_jax.config import Config
-from eca_jax.memory import device_room, expect_room, host_room, names_lack_of_memory, needed_by
+from eca_jax.memory import SMALLER, device_room, expect_room, host_room, names_lack_of_memory, needed_by
 from eca_jax.runs.state import StatePlan
 from eca_jax.sharding import sharded
-from eca_jax.tasks.base import Batch
+from eca_jax.tasks.base import Batch, Task
 
 
 def remedies(config: Config) -> list[str]:
@@ -33,6 +33,35 @@ def describe_step(config: Config) -> str:
     return f"a training step of {config.model.name} on {config.batch_size} images of {size} x {size} pixels"
 
 
+EVALUATION_REMEDIES = (
+    SMALLER,
+    "a smaller --batch-size in training, of which evaluations take the same",
+    "more devices, which share a batch",
+)
+
+
+def describe_evaluation(task: Task, model: str, batch_size: int) -> str:
+    """What needs the memory, in an error."""
+    size = task.preprocess.image_size
+    return f"an evaluation of {model} on {batch_size} images of {size} x {size} pixels"
+
+
+def check_evaluation(task: Task, model: str, batches: NamedSharding, *, batch_size: int, threads: int) -> None:
+    """Refuses images (uint8) that the host cannot hold a batch of for each of the loader's threads.
+
+    Raises:
+      EcaJaxError: says what is needed at least, what there is, and the remedies.
+    """
+    what = f"in {threads} threads, loading {describe_evaluation(task, model, batch_size)}"
+    held = int(threads * _share(batches) * batch_size * 3 * task.preprocess.image_size**2)
+    expect_room(what, held, host_room(), EVALUATION_REMEDIES, at_least=True)
+
+
+def _share(batches: NamedSharding) -> float:
+    """Of a global batch, this process's."""
+    return len(batches.addressable_devices) / batches.num_devices
+
+
 def check_arithmetic(config: Config, plan: StatePlan, batches: NamedSharding, *, num_classes: int) -> None:
     """Refuses sizes that are beyond the memory whatever the compiler does with them, before it is asked.
 
@@ -41,13 +70,13 @@ def check_arithmetic(config: Config, plan: StatePlan, batches: NamedSharding, *,
     """
     what, batch = describe_step(config), config.task.abstract_batch(config.batch_size, num_classes)
     threads = config.data.num_threads
-    share = len(batches.addressable_devices) / batches.num_devices  # of the global batch, this process's
-    held = int(threads * share * _bytes(batch))  # each thread makes a batch
-    fewer = ["a smaller --batch-size", "fewer --data.num-threads", "a smaller --preprocess.image-size"]
+    held = int(threads * _share(batches) * _bytes(batch))  # each thread makes a batch
+    fewer = ["a smaller --batch-size", "fewer --data.num-threads", SMALLER]
     expect_room(f"in {threads} threads, loading {what}", held, host_room(), fewer, at_least=True)
+    check_evaluation(config.task, config.model.name, batches, batch_size=config.batch_size, threads=threads)
     room = device_room(jax.local_devices())
     if room is not None:
-        needed = room.copies * least_bytes(config, plan, batch, batches)
+        needed = least_bytes(config, plan, batch, batches) * (len(batches.addressable_devices) if room.free else 1)
         expect_room(what, needed, room, remedies(config), at_least=True)
 
 
@@ -93,6 +122,11 @@ def check_plan(config: Config, compiled: jax.stages.Compiled) -> None:
         expect_room(describe_step(config), needed_by(compiled, room), room, remedies(config))
 
 
-def names_lack_of_room(config: Config) -> contextlib.AbstractContextManager[None]:
+def names_lack_in_training(config: Config) -> contextlib.AbstractContextManager[None]:
     """Makes one line of it when memory runs out in training all the same."""
     return names_lack_of_memory(describe_step(config), remedies(config), jax.local_devices())
+
+
+def names_lack_in_evaluation(task: Task, model: str, batch_size: int) -> contextlib.AbstractContextManager[None]:
+    """Makes one line of it when memory runs out in an evaluation all the same."""
+    return names_lack_of_memory(describe_evaluation(task, model, batch_size), EVALUATION_REMEDIES, jax.local_devices())

@@ -27,7 +27,7 @@ from eca_jax.sharding import make_mesh, names_lost_processes
 from eca_jax.tasks.base import means
 from eca_jax.training.announce import describe_start
 from eca_jax.training.evaluate import evaluate
-from eca_jax.training.fits import check_arithmetic, check_plan, names_lack_of_room
+from eca_jax.training.fits import check_arithmetic, check_plan, names_lack_in_training
 from eca_jax.training.program import InFlight, Program, build_program, compile_step
 from eca_jax.training.schedule import due
 from eca_jax.training.signals import Stopped, StopSignal
@@ -70,7 +70,7 @@ def train(config: Config) -> Result:
         StopSignal() as stop,
         names_lost_processes(),
         stops_where_nothing_can_be_written(pathlib.Path(config.workdir)),
-        names_lack_of_room(config),
+        names_lack_in_training(config),
     ):
         train_source, held_out = open_sources(config)
         num_classes = len(train_source.class_names)

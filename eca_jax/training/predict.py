@@ -4,7 +4,10 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+
 from eca_jax.errors import EcaJaxError
+from eca_jax.memory import SMALLER, names_lack_of_memory
 from eca_jax.models.base import Backbone
 from eca_jax.tasks.base import Task
 
@@ -16,8 +19,11 @@ def predict_files(files: Sequence[str], *, model: Backbone, task: Task) -> Itera
       EcaJaxError: names the file that is missing or is not an image; no file is left out.
     """
     predict = task.predictor(model)
-    for file, compute in [(file, _decoded(file, predict)) for file in files]:
-        yield file, compute()
+    size = task.preprocess.image_size
+    what, remedies = f"predictions on images of {size} x {size} pixels", ["fewer files at once", SMALLER]
+    with names_lack_of_memory(what, remedies, jax.local_devices()):
+        for file, compute in [(file, _decoded(file, predict)) for file in files]:
+            yield file, compute()
 
 
 OPEN_ALREADY = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
@@ -34,5 +40,7 @@ def _decoded(file: str, predict: Callable[[bytes], Callable[[], Any]]) -> Callab
         raise EcaJaxError(f"there is no file {file}") from None
     except IsADirectoryError:
         raise EcaJaxError(f"{file} is a directory; give image files, such as {file}/*.jpg") from None
+    except MemoryError:
+        raise  # of the machine, not of the file
     except Exception as error:  # whatever a decoder says of damaged bytes
         raise EcaJaxError(f"cannot read {file} as an image: {error}") from error

@@ -12,10 +12,12 @@ from jax.sharding import Mesh, NamedSharding
 
 from eca_jax.compiler_options import compiler_options
 from eca_jax.config import Config
+from eca_jax.memory import Fitting
 from eca_jax.models.config import param_dtype
 from eca_jax.runs.state import StatePlan, plan_state
 from eca_jax.sharding import batch_sharding, replicated
 from eca_jax.tasks.base import Sums, zero_sums
+from eca_jax.training.fits import EVALUATION_REMEDIES, describe_evaluation
 from eca_jax.training.step import make_eval_step, make_train_step
 
 STEPS_IN_FLIGHT = 2
@@ -27,7 +29,7 @@ class Program(StatePlan):
 
     batch_sharding: NamedSharding
     train_step: jax.stages.Wrapped
-    eval_step: Callable
+    eval_step: Fitting
     zero_sums: Callable[[], Sums]
 
 
@@ -62,11 +64,15 @@ def build_program(
             donate_argnums=0,
             compiler_options=options,
         ),
-        eval_step=jax.jit(
-            make_eval_step(config.task, plan.network.eval, param_dtype(config.model), candidates),
-            in_shardings=(plan.shardings.params, plan.shardings.batch_stats, batches, scalars),
-            out_shardings=scalars,
-            compiler_options=options,
+        eval_step=Fitting(
+            jax.jit(
+                make_eval_step(config.task, plan.network.eval, param_dtype(config.model), candidates),
+                in_shardings=(plan.shardings.params, plan.shardings.batch_stats, batches, scalars),
+                out_shardings=scalars,
+                compiler_options=options,
+            ),
+            describe_evaluation(config.task, config.model.name, batch_size or config.batch_size),
+            EVALUATION_REMEDIES,
         ),
         zero_sums=jax.jit(lambda: zero_sums(config.task.sums), out_shardings=scalars),
     )

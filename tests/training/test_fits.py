@@ -5,9 +5,10 @@ import dataclasses
 import jax
 import pytest
 
-from eca_jax import memory
+from eca_jax import cli, memory
 from eca_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
 from eca_jax.memory import GIB, Room, device_room, needed_by
 from eca_jax.sharding import make_mesh, sharded
@@ -125,3 +126,22 @@ def test_a_chip_whose_runtime_says_nothing_refuses_nothing(monkeypatch):
     monkeypatch.setattr("eca_jax.training.fits.device_room", lambda devices: None)
     program = build_program(configure(), make_mesh(), **DATA)
     check_arithmetic(configure(), program, program.batch_sharding, num_classes=10)
+
+
+def test_evaluations_and_predictions_are_checked_alike(tmp_path, monkeypatch, capsys):
+    """64 images of 32 pixels are 0.2 MB, and take 5 MB in the network."""
+    config = configure(tmp_path / "run", task=Classification(PreprocessConfig(image_size=32, eval_resize=32)))
+    train(config)
+    evaluation = "an evaluation of eca_tiny on 64 images of 32 x 32 pixels needs"
+    image = tmp_path / "digit.png"
+    image.write_bytes(open_source("digits", "test")[0][0])
+    for available, command, message in (
+        (2**17, ["evaluate"], "in 1 threads, loading an evaluation of eca_tiny"),
+        (2**20, ["evaluate"], f"out of memory: {evaluation}"),
+        (2**15, ["predict", str(image)], "out of memory: a prediction on an image of 32 x 32 pixels needs"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(memory, "_available", lambda root, n=available: n)
+            assert cli.main([*command, "--run", config.workdir]) == 2
+        assert message in capsys.readouterr().err
+        assert cli.main([*command, "--run", config.workdir]) == 0

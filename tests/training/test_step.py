@@ -144,7 +144,7 @@ def test_the_step_compiles_once_and_reuses_its_memory():
         num_threads=1,
     ):
         sums, _ = prog.eval_step(state.params, state.batch_stats, batch, sums)
-    assert prog.eval_step._cache_size() == 1
+    assert len(prog.eval_step.programs) == 1
 
 
 def test_the_loss_falls():
