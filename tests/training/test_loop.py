@@ -154,7 +154,7 @@ def test_the_loop_forbids_transfers_to_the_host(tmp_path, monkeypatch):
             seen.append(jax.config.jax_transfer_guard_device_to_host)
             return train_step(*step_args)
 
-        spied.memory_analysis = train_step.memory_analysis
+        spied.memory_analysis, spied.output_shardings = train_step.memory_analysis, train_step.output_shardings
         return spied
 
     monkeypatch.setattr(loop, "compile_step", spying)
