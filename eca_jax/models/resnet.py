@@ -201,7 +201,7 @@ class ResNet(Backbone):
         stem = self.conv1.layers if isinstance(self.conv1, nnx.Sequential) else (self.conv1,)
         x = nnx.relu(in_turn(x, *stem, self.bn1))
         if not self.small_stem:
-            x = max_pool(x)
+            x = max_pool(x, training=not self.bn1.use_running_average)
         outputs = {}
         for name in STAGES:
             for block in getattr(self, name):

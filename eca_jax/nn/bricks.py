@@ -11,7 +11,6 @@ from jax.typing import DTypeLike
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention import AttentionConfig, Place, Slot, build_attention
-from eca_jax.nn.conv import convolve
 from eca_jax.nn.layers import Conv, fan_out_normal
 from eca_jax.nn.norm import BatchNorm
 
@@ -65,9 +64,7 @@ class Bricks:
             (stride, stride),
             padding=((pad, pad), (pad, pad)),
             feature_group_count=groups,
-            use_bias=False,
             kernel_init=fan_out_normal,
-            conv_general_dilated=convolve,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             rngs=self.rngs,

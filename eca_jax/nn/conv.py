@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from eca_jax.nn.derivatives import Arrays, differentiable
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 Gradients = tuple[jax.Array, jax.Array]
 """Of the activation and of the kernel."""
@@ -30,9 +32,19 @@ class Window:
 
 
 def convolve(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, *, feature_group_count: int, **options: Any
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Any,
+    padding: Any,
+    *,
+    feature_group_count: int,
+    training: bool = True,
+    **options: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` of (b, h, w, c_in) with (k, k, c_in / groups, c_out), for `nnx.Conv` to call."""
+    """`jax.lax.conv_general_dilated` of (b, h, w, c_in) with (k, k, c_in / groups, c_out).
+
+    Where it is not for training, its derivatives are autodiff's of the form that is chosen.
+    """
     height, width, c_in, c_out = kernel.shape
     pointwise = height == width == feature_group_count == 1
     depthwise = c_in == 1 and c_out == feature_group_count
@@ -40,7 +52,7 @@ def convolve(
         return lax.conv_general_dilated(x, kernel, strides, padding, feature_group_count=feature_group_count, **options)
     (up, down), (left, right) = padding
     window = Window((strides[0], strides[1]), ((up, down), (left, right)), feature_group_count)
-    return _by_platform(x, kernel, window, POINTWISE if pointwise else DEPTHWISE)
+    return (_by_hand if training else _by_platform)(x, kernel, window, POINTWISE if pointwise else DEPTHWISE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +63,8 @@ class Form:
     gradients: Callable[[jax.Array, jax.Array, jax.Array, Window], Gradients]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _by_platform(x: jax.Array, kernel: jax.Array, window: Window, on_cpu: Form) -> jax.Array:
-    """`on_cpu` there, elsewhere a convolution and what autodiff makes of it."""
+    """`on_cpu` there, elsewhere a convolution."""
     return lax.platform_dependent(
         x,
         kernel,
@@ -62,20 +73,24 @@ def _by_platform(x: jax.Array, kernel: jax.Array, window: Window, on_cpu: Form) 
     )
 
 
-def _forward(x: jax.Array, kernel: jax.Array, window: Window, on_cpu: Form) -> tuple[jax.Array, Gradients]:
-    return _by_platform(x, kernel, window, on_cpu), (x, kernel)
+def _by_hand(x: jax.Array, kernel: jax.Array, window: Window, on_cpu: Form) -> jax.Array:
+    """The same with the form's gradients on the CPU, and elsewhere what autodiff makes of a convolution."""
 
+    def output(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _by_platform(x, kernel, window, on_cpu)
 
-def _backward(window: Window, on_cpu: Form, saved: Gradients, dy: jax.Array) -> Gradients:
-    return lax.platform_dependent(
-        *saved,
-        dy,
-        cpu=lambda x, kernel, dy: on_cpu.gradients(x, kernel, dy, window),
-        default=lambda x, kernel, dy: _convolution_gradients(x, kernel, dy, window),
-    )
+    def tangent(saved: Arrays, tangents: Arrays) -> Arrays:
+        return (jax.jvp(output, tuple(saved), tuple(tangents))[1],)
 
+    def gradients(saved: Arrays, dy: Arrays) -> Gradients:
+        return lax.platform_dependent(
+            *saved,
+            *dy,
+            cpu=lambda x, kernel, dy: on_cpu.gradients(x, kernel, dy, window),
+            default=lambda x, kernel, dy: _convolution_gradients(x, kernel, dy, window),
+        )
 
-_by_platform.defvjp(_forward, _backward)
+    return differentiable(output, lambda y, *saved: saved, tangent, gradients, x, kernel)
 
 
 def _convolution(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:

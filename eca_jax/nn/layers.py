@@ -3,10 +3,13 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from eca_jax.nn.conv import convolve
 
 
 def fan_out_normal(key, shape, dtype=jnp.float32, out_sharding=None):
@@ -38,16 +41,24 @@ class Conv(nnx.Conv):
     `kernel` is (k, k, c_in / groups, c_out).
     """
 
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options, use_bias=False)
+        self.deterministic = False  # set by nnx.Module.train() and .eval()
+
+    def __call__(self, inputs: jax.Array, out_sharding: None = None) -> jax.Array:
+        return self.convolve(inputs, self.kernel[...])
+
     def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """What this convolution is with `kernel` in the place of its own."""
         dtype = self.dtype or x.dtype
-        return self.conv_general_dilated(
+        return convolve(
             x.astype(dtype),
             kernel.astype(dtype),
             self.strides,
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.feature_group_count,
+            training=not self.deterministic,
         )
 
 

@@ -4,40 +4,51 @@ XLA:CPU walks over every window for the gradient of a max pool, an element at a 
 that was as much as 3 of its 3x3 convolutions. There the gradient is nine comparisons instead; TPU and GPU keep theirs.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import primitives
 
+from eca_jax.nn.derivatives import Arrays, differentiable
+
+WINDOW: dict[str, Any] = {
+    "window_dimensions": (1, 3, 3, 1),
+    "window_strides": (1, 2, 2, 1),
+    "padding": ((0, 0), (1, 1), (1, 1), (0, 0)),
+}
 WINDOWS_OVER = {0: ((1, 0),), 1: ((2, 0), (0, 1))}
 """By the parity of a row r: its place in each window that has it, and that window's number less r // 2."""
 
 
-@jax.custom_vjp
-def max_pool(x: jax.Array) -> jax.Array:
+def max_pool(x: jax.Array, *, training: bool = True) -> jax.Array:
     """3x3 of stride 2, padded by 1 on every side: (b, h, w, c) -> (b, ceil(h / 2), ceil(w / 2), c).
 
-    The gradient goes to the first of several equal maxima of a window, as in PyTorch.
+    The gradient goes to the first of several equal maxima of a window, as in PyTorch. Where it is not for training, it
+    is autodiff's on the CPU too.
     """
-    return _max_pool(x)
+    if not training:
+        return _max_pool(x)
+    # Which pixel is the maximum does not change from here to a point nearby.
+    return differentiable(_max_pool, lambda y, x: (lax.stop_gradient(x),), _tangent, _gradients, x)
 
 
 def _max_pool(x: jax.Array) -> jax.Array:
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return lax.reduce_window(x, -jnp.inf, lax.max, **WINDOW)
 
 
-def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _max_pool(x), x
+def _tangent(saved: Arrays, tangents: Arrays) -> Arrays:
+    return (jax.jvp(_max_pool, tuple(saved), tuple(tangents))[1],)
 
 
-def _backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-    return (lax.platform_dependent(x, dy, cpu=_compare, default=_select_and_scatter),)
-
-
-max_pool.defvjp(_forward, _backward)
+def _gradients(saved: Arrays, dy: Arrays) -> Arrays:
+    return (lax.platform_dependent(*saved, *dy, cpu=_compare, default=_select_and_scatter),)
 
 
 def _select_and_scatter(x: jax.Array, dy: jax.Array) -> jax.Array:
-    return jax.vjp(_max_pool, x)[1](dy)[0]
+    # What autodiff makes of `_max_pool`, without computing that once more.
+    return primitives.select_and_scatter_add_p.bind(dy, x, select_prim=primitives.ge_p, **WINDOW)
 
 
 def _compare(x: jax.Array, dy: jax.Array) -> jax.Array:

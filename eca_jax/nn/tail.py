@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from eca_jax.nn.attention import ChannelGate, Identity, squeeze
+from eca_jax.nn.derivatives import differentiable
 from eca_jax.nn.layers import Conv, rectified
 from eca_jax.nn.norm import BatchNorm, moments, widened
 
@@ -114,7 +115,6 @@ def tail(
     return rectified(y) if relu else y
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def affine_relu(
     x: jax.Array, scale: jax.Array, offset: jax.Array, shortcut: jax.Array | None, dtype: DTypeLike
 ) -> jax.Array:
@@ -125,22 +125,30 @@ def affine_relu(
       scale, offset: (b, 1, 1, c).
       shortcut: (b, h, w, c) in `dtype`.
     """
-    y = (x * scale + offset).astype(dtype)
-    return jax.nn.relu(y if shortcut is None else y + shortcut)
+
+    def function(x, scale, offset, *shortcut):
+        return jax.nn.relu(_added((x * scale + offset).astype(dtype), *shortcut))
+
+    def save(out, x, scale, *_):
+        return x.astype(dtype), scale, out
+
+    def tangent(saved, tangents):
+        x, scale, out = saved
+        dx, dscale, doffset, *dshortcut = tangents
+        return (jnp.where(out != 0, _added((dx * scale + x * dscale + doffset).astype(dtype), *dshortcut), 0),)
+
+    def gradients(saved, gradients):
+        (x, scale, out), (gradient,) = saved, gradients
+        # out > 0, but of that XLA makes a question about what ReLU got, and keeps it.
+        d = jnp.where(out != 0, gradient, 0)
+        wide = d.astype(scale.dtype)
+        s1 = wide.sum((1, 2), keepdims=True)
+        s2 = (wide * x).sum((1, 2), keepdims=True)
+        return wide * scale, s2, s1, *([] if shortcut is None else [d])
+
+    args = (x, scale, offset) if shortcut is None else (x, scale, offset, shortcut)
+    return differentiable(function, save, tangent, gradients, *args)
 
 
-def _affine_relu_forward(x, scale, offset, shortcut, dtype):
-    out = affine_relu(x, scale, offset, shortcut, dtype)
-    return out, (x.astype(dtype), scale, out, shortcut is None)
-
-
-def _affine_relu_backward(dtype, residuals, gradient):
-    x, scale, out, alone = residuals
-    d = jnp.where(out != 0, gradient, 0)  # out > 0, but of that XLA makes a question about what ReLU got, and keeps it
-    wide = d.astype(scale.dtype)
-    s1 = wide.sum((1, 2), keepdims=True)
-    s2 = (wide * x).sum((1, 2), keepdims=True)
-    return wide * scale, s2, s1, None if alone else d
-
-
-affine_relu.defvjp(_affine_relu_forward, _affine_relu_backward)
+def _added(x: jax.Array, *shortcut: jax.Array) -> jax.Array:
+    return functools.reduce(jnp.add, shortcut, x)
