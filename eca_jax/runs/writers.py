@@ -35,8 +35,6 @@ with without("torch"):  # half a gigabyte and seconds, of which the events need 
     from tensorboardX.summary import scalar
 
 METRICS_FILE = "metrics.jsonl"
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
-"""Of the rows, in every locale; bytes that are no text come to the check of their row, which names it."""
 
 
 class Writer:
@@ -52,7 +50,7 @@ class Writer:
     def __init__(self, run: pathlib.Path, task: Task, *, start: int, evaluation_due: bool, total: int, batch_size: int):
         self._task = task
         self._keep_rows(run / METRICS_FILE, start, evaluation_due)
-        self._file = (run / METRICS_FILE).open("a", **TEXT)
+        self._file = (run / METRICS_FILE).open("a", encoding="utf-8")
         (run / TENSORBOARD).mkdir(exist_ok=True)
         self._tensorboard = EventsWriter(str(run / TENSORBOARD / "events"))
         self._tensorboard.write_event(
@@ -81,7 +79,9 @@ class Writer:
 
     @staticmethod
     def _keep_rows(path: pathlib.Path, start: int, evaluation_due: bool) -> None:
-        lines = path.read_text(**TEXT).splitlines(keepends=True) if path.exists() else []
+        # In every locale, and with bytes that are no text: the check of their row names it.
+        data = path.read_bytes() if path.exists() else b""
+        lines = data.decode("utf-8", "surrogateescape").splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):
             lines.pop()  # torn by a crash
         kept = []
@@ -93,7 +93,7 @@ class Writer:
             except (ValueError, TypeError, KeyError) as error:
                 raise EcaJaxError(f"{path}, line {number}: {line[:40]!r} is not a row of metrics; remove it") from error
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(kept), **TEXT)
+        temporary.write_bytes("".join(kept).encode("utf-8", "surrogateescape"))
         os.replace(temporary, path)
 
     def advance(self) -> None:
