@@ -21,6 +21,7 @@ from PIL import Image
 
 from eca_jax.data.jpeg import Box, open_jpeg, reduction_for
 from eca_jax.data.randaugment import MAX_MAGNITUDE, rand_augment
+from eca_jax.data.resample import resize_lines, taps
 from eca_jax.errors import EcaJaxError
 
 try:
@@ -32,6 +33,8 @@ AUGMENTATIONS = ("random_resized_crop", "pad_and_crop", "none")
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "catmull_rom"}
 """Pillow's -> cykooz-resizer's: its bicubic is Catmull and Rom's, with a = -1/2."""
+LONG = 8
+"""The long side over the short one, from which on an image is not enlarged as a whole before its centre is cut out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +158,13 @@ def decode(data: bytes) -> Image.Image:
     """An encoded image with 8 bits a channel (colour, grey, palette, CMYK) -> RGB.
 
     As in torchvision's and timm's image folders, the EXIF tag that asks viewers for a rotation is ignored, and so is
-    transparency: published accuracies are of such pixels.
+    transparency: published accuracies are of such pixels. Of 16 bits a channel in colour (or grey with transparency)
+    Pillow keeps the upper 8.
+
+    Raises:
+      EcaJaxError: grey pixels of more than 8 bits, which Pillow would cut off at white.
+      Image.DecompressionBombError: more than 178,956,970 pixels (twice `Image.MAX_IMAGE_PIXELS`), and whatever
+        else Pillow says of what it cannot read.
     """
     try:
         image = Image.open(io.BytesIO(data))
@@ -169,6 +178,15 @@ def decode(data: bytes) -> Image.Image:
         return image.convert("RGB")
 
 
+def check_area(width: int, height: int) -> None:
+    """Refuses what has more pixels than Pillow opens, where Pillow is not asked: a small file could fill the memory."""
+    limit = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else math.inf
+    if width * height > limit:
+        raise EcaJaxError(
+            f"its {width} x {height} pixels are more than {limit:,} (PIL.Image.MAX_IMAGE_PIXELS, twice); scale it down"
+        )
+
+
 def train_image(data: bytes, rng: np.random.Generator, config: PreprocessConfig) -> np.ndarray:
     """Encoded image -> augmented uint8 (train_size, train_size, 3). The same generator state gives the same pixels."""
     return begin_train_image(data, rng, config)()
@@ -179,6 +197,7 @@ def begin_train_image(data: bytes, rng: np.random.Generator, config: PreprocessC
     jpeg = open_jpeg(data) if config.augment == "random_resized_crop" else None
     if jpeg is None:
         return lambda: augment(decode(data), rng, config)
+    check_area(*jpeg.size)
     left, top, width, height = crop_box(*jpeg.size, config, rng)
 
     def finish() -> np.ndarray:
@@ -194,8 +213,7 @@ def augment(image: Image.Image, rng: np.random.Generator, config: PreprocessConf
     """Crop, flip, RandAugment: timm's order."""
     if config.augment == "random_resized_crop":
         return flip_and_randaugment(random_resized_crop(image, config, rng), rng, config)
-    image = resize_short_side(image, config.train_size, train_filter(config, rng))
-    image = center_crop(image, config.train_size)
+    image = resize_and_crop(image, config.train_size, config.train_size, train_filter(config, rng))
     if config.augment == "pad_and_crop":
         image = pad_and_crop(image, config.pad, rng)
     return flip_and_randaugment(np.asarray(image), rng, config)
@@ -234,17 +252,39 @@ def train_filter(config: PreprocessConfig, rng: np.random.Generator) -> Image.Re
 
 def eval_image(data: bytes, config: PreprocessConfig) -> np.ndarray:
     """Encoded image -> resized and centre-cropped uint8 (image_size, image_size, 3)."""
-    image = resize_short_side(decode(data), config.eval_resize, INTERPOLATIONS[config.interpolation])
-    return np.asarray(center_crop(image, config.image_size))
+    image = resize_and_crop(decode(data), config.eval_resize, config.image_size, INTERPOLATIONS[config.interpolation])
+    return np.asarray(image)
 
 
-def resize_short_side(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    """torchvision's Resize(size), with antialiasing: the long side is truncated to a whole pixel."""
+def resize_and_crop(image: Image.Image, short_side: int, size: int, resample: Image.Resampling) -> Image.Image:
+    """torchvision's Resize(short_side), with antialiasing, and CenterCrop(size), size <= short_side.
+
+    The long side is truncated to a whole pixel. Of a thin image that is enlarged only what the crop shows is computed,
+    the same pixels: else a file of a hundred bytes, a line of 8000 pixels, would become an image of 256 x 2,048,000.
+    """
     width, height = image.size
-    if min(width, height) == size:
-        return image
-    new = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
-    return image.resize(new, resample)
+    if min(width, height) == short_side:
+        return center_crop(image, size)
+    long_side = int(short_side * max(width, height) / min(width, height))
+    if min(width, height) < short_side and max(width, height) > LONG * min(width, height):
+        return _enlarge_and_crop(image, short_side, long_side, size, resample)
+    new = (short_side, long_side) if width <= height else (long_side, short_side)
+    return center_crop(image.resize(new, resample), size)
+
+
+def _enlarge_and_crop(
+    image: Image.Image, short_side: int, long_side: int, size: int, resample: Image.Resampling
+) -> Image.Image:
+    """As Pillow does it, which enlarges every row before the columns, of whatever shape the image is."""
+    needed = taps(max(image.size), long_side, round((long_side - size) / 2), size, resample)
+    across = round((short_side - size) / 2)
+    if image.width > image.height:
+        part = image.crop((needed.start, 0, needed.stop, image.height))
+        rows = Image.fromarray(resize_lines(np.asarray(part), needed)).resize((size, short_side), resample)
+        return rows.crop((0, across, size, across + size))
+    part = image.crop((0, needed.start, image.width, needed.stop))
+    rows = part.resize((short_side, part.height), resample).crop((across, 0, across + size, part.height))
+    return Image.fromarray(np.swapaxes(resize_lines(np.swapaxes(np.asarray(rows), 0, 1), needed), 0, 1))
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

@@ -3,12 +3,15 @@
 import dataclasses
 import io
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from eca_jax.config import Config, from_dict, to_dict
+from eca_jax.data import preprocess
 from eca_jax.data.preprocess import (
     PreprocessConfig,
     augment,
@@ -16,6 +19,7 @@ from eca_jax.data.preprocess import (
     decode,
     eval_image,
     random_resized_crop,
+    resize_and_crop,
     train_image,
 )
 from eca_jax.errors import EcaJaxError
@@ -238,6 +242,94 @@ def test_more_than_8_bits_are_refused_and_not_cut_off():
     Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(buffer, "PNG")
     with pytest.raises(EcaJaxError, match=r"more than 8 bits \(mode I;16\)"):
         eval_image(buffer.getvalue(), PreprocessConfig(image_size=8, eval_resize=8))
+
+
+def png_of_16_bits(pixels: np.ndarray) -> bytes:
+    """(h, w, 2 or 3) uint16 -> a PNG file: grey and transparency, or colour. (Pillow writes none.)"""
+    height, width, channels = pixels.shape
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels.astype(">u2"))
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2}[channels], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_of_16_bits_a_channel_in_colour_the_upper_8_count(rng, channels):
+    pixels = rng.integers(0, 2**16, (5, 7, channels))
+    expected = pixels >> 8 if channels == 3 else np.repeat(pixels[..., :1] >> 8, 3, axis=-1)
+    np.testing.assert_array_equal(np.asarray(decode(png_of_16_bits(pixels))), expected)
+
+
+def in_two_steps(image: Image.Image, short_side: int, size: int, resample: Image.Resampling) -> np.ndarray:
+    """torchvision's Resize and CenterCrop, the whole image in between."""
+    width, height = image.size
+    if min(width, height) != short_side:
+        new = (short_side, int(short_side * height / width))
+        new = new if width <= height else (int(short_side * width / height), short_side)
+        image = image.resize(new, resample)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+def test_what_the_crop_shows_of_a_thin_image_is_what_it_shows_of_the_whole(rng, resample):
+    """To the bit, whatever the shape; black and white noise overshoots most."""
+    shapes = [tuple(np.exp(rng.uniform(0, [3, 7])).astype(int)) for _ in range(100)]
+    assert sum(short * preprocess.LONG < long for short, long in shapes) > 50
+    for n, (short, long) in enumerate(shapes):
+        short_side = int(rng.integers(1, 48))
+        size = int(rng.integers(1, short_side + 1))
+        noise = rng.integers(0, 256, (long, short, 3)) if n % 2 else 255 * rng.integers(0, 2, (long, short, 3))
+        for pixels in (noise, np.swapaxes(noise, 0, 1)):
+            image = Image.fromarray(pixels.astype(np.uint8))
+            np.testing.assert_array_equal(
+                np.asarray(resize_and_crop(image, short_side, size, resample)),
+                in_two_steps(image, short_side, size, resample),
+                err_msg=f"{image.size} -> {short_side}, {size}",
+            )
+
+
+@pytest.mark.parametrize("size", [(1, 8000), (8000, 1), (3, 60000)])
+@pytest.mark.parametrize("augment", ["evaluation", "none", "pad_and_crop"])
+def test_a_thin_image_is_never_enlarged_as_a_whole(monkeypatch, size, augment):
+    resize, areas = Image.Image.resize, []
+
+    def watched(self, new, *args, **kwargs):
+        areas.append(new[0] * new[1])
+        return resize(self, new, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    data = encode(Image.new("L", size, 9))
+    if augment == "evaluation":
+        pixels = eval_image(data, PreprocessConfig())
+    else:
+        pixels = train_image(data, np.random.default_rng(0), PreprocessConfig(augment=augment, pad=0))
+    np.testing.assert_array_equal(pixels, np.full((224, 224, 3), 9))
+    assert sum(areas) <= 256 * 8000
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("augment", ["random_resized_crop", "none"])
+def test_an_image_of_too_many_pixels_is_refused(monkeypatch, kind, augment):
+    data = encode(Image.new("RGB", (40, 26)), kind)
+    config = PreprocessConfig(image_size=8, eval_resize=8, augment=augment)
+
+    def made() -> list[np.ndarray]:
+        return [eval_image(data, config), train_image(data, np.random.default_rng(0), config)]
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 26 // 2)
+    with pytest.warns(Image.DecompressionBombWarning):
+        made()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 26 // 2 - 1)
+    with pytest.raises(Image.DecompressionBombError, match="1040 pixels"):
+        eval_image(data, config)
+    with pytest.raises((EcaJaxError, Image.DecompressionBombError), match=r"1040 pixels|its 40 x 26 pixels are more"):
+        train_image(data, np.random.default_rng(0), config)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    made()
 
 
 @pytest.mark.parametrize(
