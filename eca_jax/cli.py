@@ -153,6 +153,7 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
     command.add_argument("--split", help="in TFDS's notation; default: the run's eval_split, or validation or test")
     command.add_argument("--data-dir", help="where TFDS data sets are; default: the run's, or TFDS's own")
     _add_preprocess_arguments(command)
+    _add_key_arguments(command)
     command.set_defaults(function=_evaluate)
 
     command = commands.add_parser("predict", help="print what a model says of image files")
@@ -178,6 +179,7 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
     command.add_argument("data", metavar="DATA", help="a TFDS name, folder:/path or csv:/path")
     command.add_argument("--split", help="in TFDS's notation; default: every split that the data set has")
     command.add_argument("--data-dir", help="where TFDS data sets are; default: TFDS's own")
+    _add_key_arguments(command)
     command.set_defaults(function=_check)
 
     command = commands.add_parser("convert", help="write weights in another framework's form")
@@ -266,6 +268,11 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", help="of the run: latest (default), best, or the number of a step")
 
 
+def _add_key_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image-key", help="of a TFDS data set with several images an example: the feature's name")
+    parser.add_argument("--label-key", help="of a TFDS data set with several labels: likewise")
+
+
 def _add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", help="instead of a run: a weight file, or a name on the Hugging Face hub")
     parser.add_argument("--model", help="the model that --weights are expected to be of")
@@ -327,7 +334,13 @@ def _evaluate(args: argparse.Namespace) -> int:
         starts.append(start)
         _say_preprocess(start.preprocess)
 
-    common = {"split": args.split, "data_dir": args.data_dir, "preprocess": changes, "started": started}
+    common = {
+        "split": args.split,
+        "data_dir": args.data_dir,
+        "keys": (args.image_key, args.label_key),
+        "preprocess": changes,
+        "started": started,
+    }
     if args.weights:
         from eca_jax.training.evaluate import evaluate_weights
 
@@ -391,7 +404,8 @@ def _check(args: argparse.Namespace) -> int:
 
     splits = [args.split] if args.split else known_splits(args.data, args.data_dir)
     status = EXIT_OK
-    for source in [open_source(args.data, split, args.data_dir) for split in splits]:
+    keys = (args.image_key, args.label_key)
+    for source in [open_source(args.data, split, args.data_dir, keys) for split in splits]:
         report = check(source, DataConfig.num_threads)
         print("\n".join(report.lines()), flush=True)
         status = EXIT_ERROR if report.unreadable else status

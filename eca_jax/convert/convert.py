@@ -152,7 +152,7 @@ def _write_run(loaded: Loaded, target: pathlib.Path, config: Config | None) -> s
     found = loaded.model.architecture
     if found != (expected := architecture(config.model, found.num_classes)):
         raise EcaJaxError(f"--config: its model is {expected}, the weights are of {found}")
-    source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
+    source = open_source(config.data.name, config.data.train_split, config.data.data_dir, config.data.keys)
     if len(source.class_names) != found.num_classes:
         raise EcaJaxError(
             f"the weights have {found.num_classes} classes, data set {source.name!r} {len(source.class_names)}: "

@@ -25,6 +25,15 @@ class DataConfig:
     max_bad: int = 0
     """Unreadable images and records, in all processes together, with which the run goes on. Each is named on stderr; in
     training the next example takes its place, in evaluation it does not count. A restarted run counts anew."""
+    image_key: str | None = None
+    """Of a TFDS data set with several images an example: the feature's name."""
+    label_key: str | None = None
+    """Of a TFDS data set with several labels: likewise."""
+
+    @property
+    def keys(self) -> tuple[str | None, str | None]:
+        """Of the image and of the label."""
+        return self.image_key, self.label_key
 
     def __post_init__(self):
         expect_positive("data.num_threads", self.num_threads)

@@ -17,10 +17,12 @@ from eca_jax.data.imagenet import TRAINING_EXAMPLES, candidates
 from eca_jax.data.prepare import prepare, tfds_builder
 from eca_jax.data.records import SOURCES, Label, Opener, Source, digest
 from eca_jax.data.splits import absolute, cannot_read_split, check_split, held_out, split_names
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, nearest
 
 
-def open_source(name: str, split: str | None, data_dir: str | None = None) -> Source:
+def open_source(
+    name: str, split: str | None, data_dir: str | None = None, keys: tuple[str | None, str | None] = (None, None)
+) -> Source:
     """Opens a split of a data set for random access; prepares `digits` on first use.
 
     Args:
@@ -28,11 +30,17 @@ def open_source(name: str, split: str | None, data_dir: str | None = None) -> So
         `eca_jax.data.csv_records`), or one whose prefix a plugin has registered in `SOURCES`.
       split: TFDS's notation: 'train', 'train[:90%]', 'train+test'; None is the held-out one.
       data_dir: where TFDS data sets are; None is TFDS's own default (TFDS_DATA_DIR, ~/tensorflow_datasets).
+      keys: of a TFDS data set, which features are the image and the label; None: what it says, or the only one.
 
     Raises:
       EcaJaxError: unknown or unprepared data set, one prepared as TFRecord, unknown split, folder without images.
     """
-    return (_opener(name) or _open_tfds)(name, split, data_dir)
+    opener = _opener(name)
+    if opener is None:
+        return _open_tfds(name, split, data_dir, keys)
+    if any(keys):
+        raise EcaJaxError(f"data.image_key and data.label_key are of TFDS data sets, not of {name!r}; leave them out")
+    return opener(name, split, data_dir)
 
 
 def known_splits(name: str, data_dir: str | None = None) -> list[str]:
@@ -69,11 +77,11 @@ def declared_size(
     if _opener(config.name) is not None or config.name == "digits":
         if num_classes and num_examples:
             return num_classes, num_examples
-        source = open_source(config.name, config.train_split, config.data_dir)
+        source = open_source(config.name, config.train_split, config.data_dir, config.keys)
         return num_classes or len(source.class_names), num_examples or len(source)
     builder: Any = tfds_builder(config.name, config.data_dir)
     if num_classes is None:
-        label = dict(builder.info.features).get((builder.info.supervised_keys or ("", ""))[1])
+        label = _label_and_key(config.name, builder.info, config.label_key)[0]
         if not isinstance(label, tfds.features.ClassLabel):
             raise EcaJaxError(f"data set {config.name!r} does not say how many classes it has: give --num-classes")
         num_classes = int(label.num_classes or 0)
@@ -129,28 +137,60 @@ def _prepared(name: str, data_dir: str | None) -> Any:
     return builder
 
 
-def _open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
+def _feature(name: str, info: Any, kind: str, fits: Callable[[Any], bool], given: str | None) -> str | None:
+    """The key of the 'image' or the 'label' of a TFDS data set: what is given, or what it says, or the only one."""
+    found = sorted(key for key, feature in dict(info.features).items() if fits(feature))
+    if given is not None and given not in found:
+        raise EcaJaxError(f"data.{kind}_key: data set {name!r} has no {kind} {given!r}.{nearest(given, found)}")
+    said = (info.supervised_keys or (None, None))[("image", "label").index(kind)]
+    key = given if given is not None else said if said in found else None
+    if key is None and len(found) > 1:
+        raise EcaJaxError(
+            f"data set {name!r} has several {kind}s; say which: data.{kind}_key (of eca-jax evaluate and check: "
+            f"--{kind}-key), one of {', '.join(found)}"
+        )
+    return key or next(iter(found), None)
+
+
+def _image_key(name: str, info: Any, given: str | None) -> str | None:
+    return _feature(name, info, "image", lambda feature: isinstance(feature, tfds.features.Image), given)
+
+
+def _label_and_key(name: str, info: Any, given: str | None) -> tuple[Any, str | None]:
+    """A ClassLabel or a sequence of them, and its key."""
+
+    def fits(feature: Any) -> bool:
+        inner = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+        return isinstance(inner, tfds.features.ClassLabel)
+
+    key = _feature(name, info, "label", fits, given)
+    return dict(info.features).get(key), key
+
+
+def _open_tfds(name: str, split: str | None, data_dir: str | None, keys: tuple[str | None, str | None]) -> Source:
     builder = _prepared(name, data_dir)
-    features = builder.info.features
-    image_key, label_key = builder.info.supervised_keys or ("", "")
-    image, label = (dict(features).get(key) for key in (image_key, label_key))
-    multi_label = isinstance(label, tfds.features.Sequence)
-    label = label.feature if multi_label else label
-    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
+    image_key = _image_key(name, builder.info, keys[0])
+    label, label_key = _label_and_key(name, builder.info, keys[1])
+    if image_key is None or label_key is None:
+        features = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in builder.info.features.items())
         raise EcaJaxError(f"data set {name!r} is not for image classification: its features are {features}")
+    multi_label = isinstance(label, tfds.features.Sequence)
+    classes: Any = label.feature if multi_label else label
     split = held_out(name, list(builder.info.splits)) if split is None else split
     check_split(name, split, list(builder.info.splits))
+    pictures = (key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image))
+    skipped = {key: tfds.decode.SkipDecoding() for key in pictures}
     parts = absolute(name, split, {s: builder.info.splits[s].num_examples for s in split_names(split)})
     try:
         if builder.info.splits[split].num_examples <= 0:
             raise EcaJaxError(f"data set {name!r}: split {split!r} has no examples")
-        data_source = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
+        data_source = builder.as_data_source(split=split, decoders=skipped)
     except EcaJaxError:
         raise
     except (ValueError, AssertionError) as error:
         raise cannot_read_split(name, split, error) from error
     records = TfdsRecords(data_source, image_key, label_key, builder.info, split)
-    return Source(name, split, records, tuple(label.names), multi_label, candidates(builder.name), parts)
+    return Source(name, split, records, tuple(classes.names), multi_label, candidates(builder.name), parts)
 
 
 OPENERS: dict[str, Opener] = {"folder": open_folder, "csv": open_csv}

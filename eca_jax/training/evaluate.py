@@ -97,13 +97,15 @@ def evaluate_run(
     data: str | None = None,
     split: str | None = None,
     data_dir: str | None = None,
+    keys: tuple[str | None, str | None] = (None, None),
     preprocess: Mapping[str, Any] | None = None,
     started: Callable[[Start], object] = lambda start: None,
 ) -> tuple[int, Task, dict[str, float]]:
     """Scores a checkpoint of a run on the held-out split of its configuration, or on other data: (step, task, scores).
 
-    The batches are as large as in training, rounded up to what the devices here can share. `preprocess` has the fields
-    that are not to be the run's (`PreprocessConfig.for_evaluation`); `started` is called before an image is read.
+    The batches are as large as in training, rounded up to what the devices here can share. `keys` choose among several
+    images or labels of a TFDS data set, as in `open_source`. `preprocess` has the fields that are not to be the run's
+    (`PreprocessConfig.for_evaluation`); `started` is called before an image is read.
     """
     with open_run(run) as checkpoints:
         step = choose_step(checkpoints, which)
@@ -112,7 +114,8 @@ def evaluate_run(
         config = dataclasses.replace(config, task=config.task.with_preprocess(preprocess or {}))
         if data is None and split is None:
             split = config.data.eval_split
-        source = open_source(config.data.name if data is None else data, split, data_dir or config.data.data_dir)
+        name, own = (config.data.name, config.data.keys) if data is None else (data, (None, None))
+        source = open_source(name, split, data_dir or config.data.data_dir, (keys[0] or own[0], keys[1] or own[1]))
         check_classes(source, class_names, f"the run {run}")
         seen = _training_images(config, source, data_dir)
         started(Start(config.task.preprocess.describe_evaluation(), len(source), seen))
@@ -159,13 +162,14 @@ def evaluate_weights(
     name: str | None = None,
     split: str | None = None,
     data_dir: str | None = None,
+    keys: tuple[str | None, str | None] = (None, None),
     preprocess: Mapping[str, Any] | None = None,
     started: Callable[[Start], object] = lambda start: None,
 ) -> tuple[Task, dict[str, float]]:
     """Scores weights (see `load_pretrained`; `name` is the model expected) on a data set, with their own preprocessing.
 
-    `preprocess` has the fields that are not to be theirs (`PreprocessConfig.for_evaluation`); `started` is called
-    before an image is read.
+    `keys` choose among several images or labels of a TFDS data set, as in `open_source`. `preprocess` has
+    the fields that are not to be theirs (`PreprocessConfig.for_evaluation`); `started` is called before an image is read.
 
     Returns: their task, and its scores over the held-out split if `split` is None.
 
@@ -173,7 +177,7 @@ def evaluate_weights(
       EcaJaxError: as `load_pretrained` and `open_source`; the data set has other classes.
     """
     loaded = load(weights, name=name)
-    source = open_source(data, split, data_dir)
+    source = open_source(data, split, data_dir, keys)
     loaded.check_data(source, weights)
     task = loaded.task.with_preprocess(preprocess or {})
     started(Start(loaded.describe_preprocess(task.preprocess), len(source)))

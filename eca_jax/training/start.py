@@ -16,8 +16,8 @@ from eca_jax.training.program import Program
 
 def open_sources(config: Config) -> tuple[Source, Source]:
     """The training and the held-out examples, where the task can be trained with them."""
-    train_source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
-    held_out = open_source(config.data.name, config.data.eval_split, config.data.data_dir)
+    train_source = open_source(config.data.name, config.data.train_split, config.data.data_dir, config.data.keys)
+    held_out = open_source(config.data.name, config.data.eval_split, config.data.data_dir, config.data.keys)
     if train_source.class_names != held_out.class_names:
         raise EcaJaxError(
             f"data set {config.data.name!r}: the splits {config.data.train_split!r} and {config.data.eval_split!r} "

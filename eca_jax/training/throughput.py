@@ -54,7 +54,7 @@ def measure_throughput(config: Config, seconds: float) -> Throughput:
     Raises:
       EcaJaxError: the data set is not there, or records of it cannot be read.
     """
-    source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
+    source = open_source(config.data.name, config.data.train_split, config.data.data_dir, config.data.keys)
     sharding = batch_sharding(make_mesh(), config.batch_size)
     in_turn = config.data.num_threads  # a thread makes a batch by itself: this many end at the same time
 

@@ -8,13 +8,16 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from eca_jax.cli import main
 from eca_jax.config import Config, DataConfig
+from eca_jax.data import sources
 from eca_jax.data.digits import png
 from eca_jax.data.records import SOURCES, Source
-from eca_jax.data.sources import open_source
+from eca_jax.data.sources import declared_size, open_source
 from eca_jax.errors import EcaJaxError
 from eca_jax.training.start import open_sources
 from tests.damage import refusal
@@ -87,6 +90,78 @@ def test_tfrecord_is_answered_with_the_command_that_converts_it(tmp_path):
 def test_an_unknown_data_set_is_answered_with_the_nearest(tmp_path):
     with pytest.raises(EcaJaxError, match=r"unknown data set 'imagenet2021'. Did you mean imagenet2012"):
         open_source("imagenet2021", "train", str(tmp_path))
+
+
+def two_pictures(directory, monkeypatch, **features) -> str:
+    """A TFDS data set of six examples that does not say which features are to be learned; returns its name."""
+    f = tfds.features
+    every = {
+        "photo": f.Image(shape=(None, None, 3), encoding_format="png"),
+        "drawing": f.Image(shape=(None, None, 3), encoding_format="png"),
+        "kind": f.ClassLabel(names=["a", "b"]),
+        "place": f.ClassLabel(names=["x", "y", "z"]),
+        "places": f.Sequence(f.ClassLabel(names=["x", "y", "z"])),
+        "title": f.Text(),
+    }
+
+    class TwoPictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict({key: every[key] for key in features}))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(6):
+                example = {"photo": png(np.full((4, 4, 3), i)), "drawing": png(np.full((4, 4, 3), 100 + i))}
+                example |= {"kind": i % 2, "place": i % 3, "places": [i % 3], "title": f"number {i}"}
+                yield i, {key: example[key] for key in features}
+
+    builder = TwoPictures(data_dir=str(directory), file_format="array_record")
+    builder.download_and_prepare()
+    monkeypatch.setattr(sources, "tfds_builder", lambda name, data_dir: builder)
+    return "two_pictures"
+
+
+def seen(source) -> list[tuple[int, object]]:
+    return sorted((int(pixels(data).flat[0]), label) for data, label in source)
+
+
+def test_a_data_set_with_one_image_and_one_label_need_not_say_so(tmp_path, monkeypatch):
+    name = two_pictures(tmp_path, monkeypatch, photo=1, kind=1, title=1)
+    source = open_source(name, "train")
+    assert source.class_names == ("a", "b")
+    assert seen(source) == [(i, i % 2) for i in range(6)]
+    assert declared_size(DataConfig(name)) == (2, 6)
+
+
+def test_of_several_images_and_labels_one_is_chosen_by_its_key(tmp_path, monkeypatch):
+    name = two_pictures(tmp_path, monkeypatch, photo=1, drawing=1, kind=1, place=1, places=1, title=1)
+    assert refusal(open_source, name, "train") == (
+        "data set 'two_pictures' has several images; say which: data.image_key (of eca-jax evaluate and check: "
+        "--image-key), one of drawing, photo"
+    )
+    message = refusal(open_source, name, "train", None, ("photo", None))
+    assert "has several labels; say which: data.label_key" in message
+    assert message.endswith("one of kind, place, places")
+    assert seen(open_source(name, "train", None, ("drawing", "kind"))) == [(100 + i, i % 2) for i in range(6)]
+    assert seen(open_source(name, "train", None, ("photo", "places"))) == [(i, (i % 3,)) for i in range(6)]
+    assert "data.image_key: data set 'two_pictures' has no image 'foto'. Did you mean photo?" in refusal(
+        open_source, name, "train", None, ("foto", "kind")
+    )
+    data = DataConfig(name, image_key="photo", label_key="place", train_split="train[:4]", eval_split="train[4:]")
+    assert declared_size(data) == (3, 4)
+    assert [len(source) for source in open_sources(Config(data=data, batch_size=2))] == [4, 2]
+    assert main(["check", name, "--split", "train", "--image-key", "photo", "--label-key", "place"]) == 0
+    assert "tensorflow" not in sys.modules
+    assert "are of TFDS data sets, not of 'csv:x'" in refusal(open_source, "csv:x", "train", None, ("photo", None))
+
+
+def test_a_data_set_without_classes_is_refused_in_one_line(tmp_path, monkeypatch):
+    name = two_pictures(tmp_path, monkeypatch, photo=1, title=1)
+    assert refusal(open_source, name, "train").endswith("classification: its features are photo (Image), title (Text)")
 
 
 @pytest.mark.parametrize(
