@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import pathlib
@@ -92,7 +93,8 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
             _prepare_imagenet(builder, by_hand, images)
         else:
             config = tfds.download.DownloadConfig(manual_dir=by_hand)
-            builder.download_and_prepare(file_format=ARRAY_RECORD, download_config=config)
+            with _digits_told(builder) if name == "digits" else contextlib.nullcontext():
+                builder.download_and_prepare(file_format=ARRAY_RECORD, download_config=config)
     except AssertionError as error:  # TFDS's way to say that files have to be fetched by hand
         raise EcaJaxError(f"data set {name!r}: {' '.join(str(error).split())}; see --manual-dir") from error
     except OSError:
@@ -100,6 +102,14 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
         if not tfds_builder(name, data_dir).info.splits:
             raise
     return str(builder.data_path)
+
+
+@contextlib.contextmanager
+def _digits_told(builder: Any) -> Iterator[None]:
+    """One line in place of TFDS's two, which speak of a download and say "Unknown size" four times, on stdout."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+    print(f"note: digits, from scikit-learn, are now in {builder.data_path}", file=sys.stderr)
 
 
 def _read_archives(directory: pathlib.Path, splits: Sequence[str]) -> dict[str, list[Image]]:

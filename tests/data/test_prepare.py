@@ -171,3 +171,12 @@ def test_tfrecord_is_converted_by_the_command_that_the_error_names(tmp_path):
     shard.write_bytes(intact)
     assert run(ECA_JAX, *command[1:-1], str(other)).returncode == 0
     assert list(open_source("mnist", "test", str(other))) == list(open_source("mnist", "test", str(truth)))
+
+
+def test_digits_are_prepared_with_one_line(tmp_path, capsys):
+    assert len(open_source("digits", "train[:3]", str(tmp_path))) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"note: digits, from scikit-learn, are now in {tmp_path / 'digits' / '1.0.0'}\n"
+    open_source("digits", "train[:3]", str(tmp_path))
+    assert capsys.readouterr() == ("", "")
