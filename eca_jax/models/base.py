@@ -1,6 +1,7 @@
 """What every backbone offers: stage outputs by name, and logits as a head on the last of them."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,15 +57,18 @@ class Backbone(nnx.Module):
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         return self.head(self.features(x, rngs=rngs)[self.feature_info[-1].name], rngs=rngs)
 
-    def run(self, block: nnx.Module, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """One residual block on (b, h, w, c)."""
+    @property
+    def run(self) -> Callable[[nnx.Module, jax.Array, nnx.Rngs | None], jax.Array]:
+        """(block, activation (b, h, w, c), rngs) -> what one residual block makes of it.
+
+        No method: `nnx.tabulate` calls those in its own way, and fails where a module is among the arguments.
+        """
 
         def call(block: Any, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
             return block(x, rngs=rngs)
 
-        return (nnx.remat(call) if self.rematerialise else call)(block, x, rngs)
+        return nnx.remat(call) if self.rematerialise else call
 
-    @staticmethod
-    def pool(x: jax.Array) -> jax.Array:
+    def pool(self, x: jax.Array) -> jax.Array:
         """Global average: (b, h, w, c) -> (b, c), float32 or wider."""
         return squeeze(x)

@@ -69,11 +69,11 @@ class BatchNorm(nnx.Module):
 
     def batch_affine(self, mean: jax.Array, square: jax.Array, *, pixels: int) -> tuple[jax.Array, jax.Array]:
         """(a, b) for every example, (b, c) each, from its `moments`; moves the running statistics."""
-        a, b = self._affine(*self.batch_statistics(mean, square, pixels=pixels))
+        a, b = self._affine(*self._batch_statistics(mean, square, pixels=pixels))
         size = len(mean) // len(a)
         return jnp.repeat(a, size, axis=0), jnp.repeat(b, size, axis=0)
 
-    def batch_statistics(self, mean: jax.Array, square: jax.Array, *, pixels: int) -> tuple[jax.Array, jax.Array]:
+    def _batch_statistics(self, mean: jax.Array, square: jax.Array, *, pixels: int) -> tuple[jax.Array, jax.Array]:
         """Mean and variance of every statistics group, (groups, c) each; moves the running statistics.
 
         Args:
@@ -92,7 +92,7 @@ class BatchNorm(nnx.Module):
         var = jnp.maximum(square - jnp.square(mean), 0.0)
         n = size * pixels
         self._move(self.mean, mean.mean(0))
-        self._move(self.var, var.mean(0) * (n / max(n - 1, 1)))
+        self._move(self.var, var.mean(0) * (n / (n - (n > 1))))  # without a branch: nnx.tabulate traces `pixels`
         return mean, var
 
     def _affine(self, mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:

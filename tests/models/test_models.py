@@ -193,3 +193,16 @@ def test_stochastic_depth_grows_linearly_and_leaves_whole_branches_out(name):
     assert (x[:, 0, 0, 0] == 0).mean() == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 4000) ** 0.5)
     last.eval()
     np.testing.assert_array_equal(last(jnp.ones((5, 2, 2, 3))), 1)
+
+
+@pytest.mark.parametrize(("name", "train"), [("eca_resnet18", True), ("se_mobilenet_v2", False)])
+def test_tabulate_works_and_models_after_it(name, train):
+    model = initialised(name, num_classes=5, width_multiplier=0.125, dropout=0.0)
+    (model.train if train else model.eval)()
+    x = jnp.zeros((2, 32, 32, 3))
+    total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    table = nnx.tabulate(model, x, console_kwargs={"force_terminal": False, "width": 200})
+    assert f"{total:,}" in table
+    again = abstract(name, width_multiplier=0.125, dropout=0.0)
+    assert nnx.eval_shape(lambda model: model(x), again).shape == (2, 1000)
+    assert nnx.eval_shape(lambda model: model(x), model).shape == (2, 5)
