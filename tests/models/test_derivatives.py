@@ -15,7 +15,7 @@ from eca_jax.models.resnet import VARIANTS, ResNet
 from eca_jax.nn import AttentionConfig
 from eca_jax.nn.bricks import Bricks
 
-STEP = 1e-7
+STEP = 1e-9
 """Of a difference, in float64: no ReLU bends and no maximum moves within it."""
 TINY = {"num_classes": 3, "width_multiplier": 0.125, "dropout": 0.0}
 WIDE = {"dtype": jnp.float64, "param_dtype": jnp.float64}
