@@ -192,6 +192,8 @@ def locate(source: str | os.PathLike) -> pathlib.Path:
     What ends as a weight file does, has more than one slash, or begins with a directory that is here, is a path. A name
     on the hub may always be written as timm does, 'hf-hub:owner/repository'.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise EcaJaxError(f"weights: expected a file, the directory of a run or a name on the hub, got {source!r}")
     path = pathlib.Path(source)
     if path.is_dir() and (path / WEIGHTS).is_file():
         return path / WEIGHTS

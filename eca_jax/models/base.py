@@ -5,9 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention import AttentionConfig, squeeze
 
 
@@ -30,6 +33,31 @@ class Architecture:
     """With its kind, whatever the name says."""
     small_stem: bool = False
     width_multiplier: float = 1.0
+
+
+def expect_images(x: jax.Array) -> None:
+    """Refuses what is not a batch of normalised RGB images (b, h, w, 3), by its shape and type alone.
+
+    Raises:
+      EcaJaxError: says which axis is missing or in another place, or how integers are normalised.
+    """
+    head = "model: expected normalised images (b, h, w, 3), floats"
+    if not isinstance(x, jax.Array | np.ndarray):
+        raise EcaJaxError(f"{head}, got {type(x).__name__}: make it an array, jnp.asarray(...)")
+    if x.ndim != 4 or x.shape[3] != 3:
+        advice = "images are RGB, one batch axis before"
+        if x.ndim == 3 and x.shape[2] == 3:
+            advice = "one image needs a batch axis too, x[None]"
+        elif x.ndim == 4 and x.shape[1] == 3:
+            advice = "channels come last, x.transpose(0, 2, 3, 1)"
+        elif x.ndim == 4 and x.shape[3] == 1:
+            advice = "a grey image is three equal channels, x.repeat(3, axis=3)"
+        raise EcaJaxError(f"{head}, got the shape {x.shape}: {advice}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise EcaJaxError(
+            f"{head}, got {x.dtype}: normalise them, "
+            "(x / 255 - mean) / std with the mean and std of model.preprocess (eca_jax.data.preprocess.normalise)"
+        )
 
 
 class Backbone(nnx.Module):
@@ -55,6 +83,7 @@ class Backbone(nnx.Module):
         raise NotImplementedError
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        expect_images(x)
         return self.head(self.features(x, rngs=rngs)[self.feature_info[-1].name], rngs=rngs)
 
     @property

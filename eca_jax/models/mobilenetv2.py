@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from eca_jax.models.base import Backbone, Feature
+from eca_jax.models.base import Backbone, Feature, expect_images
 from eca_jax.nn.attention import Place
 from eca_jax.nn.bricks import Bricks
+from eca_jax.nn.layers import Dropout
 from eca_jax.nn.tail import conv_norm, tail
 
 
@@ -125,7 +126,7 @@ class MobileNetV2(Backbone):
         self.ends = tuple(ends)
         width = int(1280 * max(width_multiplier, 1.0))
         self.last = ConvBN(c, width, 1, 1, bricks)
-        self.dropout = nnx.Dropout(0.25 if dropout is None else dropout)
+        self.dropout = Dropout(0.25 if dropout is None else dropout)
         self.classifier = nnx.Linear(
             width,
             num_classes,
@@ -135,6 +136,7 @@ class MobileNetV2(Backbone):
         )
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        expect_images(x)
         x = self.stem(x)
         outputs = {}
         start = 0

@@ -91,7 +91,7 @@ def create_model(
     *,
     num_classes: int = 1000,
     rngs: nnx.Rngs,
-    attention: AttentionConfig = AttentionConfig(),
+    attention: AttentionConfig | str = AttentionConfig(),
     small_stem: bool = False,
     width_multiplier: float = 1.0,
     dropout: float | None = None,
@@ -109,7 +109,7 @@ def create_model(
       num_classes: width of the logits.
       rngs: for the initialisation, e.g. `nnx.Rngs(0)`.
       attention: changes the attention that the name implies (kernel sizes, SE's biases), or gives one to a plain
-        backbone.
+        backbone; a string is its kind, "eca".
       small_stem: for images of 8 to 64 pixels: full resolution up to the first stage.
       width_multiplier: scales the number of channels.
       dropout: before the classifier; None is the architecture's own (0.25 in MobileNetV2, else none).
@@ -121,8 +121,14 @@ def create_model(
       param_dtype: of parameters and running statistics.
 
     Raises:
-      EcaJaxError: for an unknown name (the nearest are named), or an attention that does not fit.
+      EcaJaxError: for an unknown name (the nearest are named), an attention that does not fit, or `rngs` that are none.
     """
+    if not isinstance(rngs, nnx.Rngs):
+        raise EcaJaxError(f"rngs: expected flax.nnx.Rngs, got {rngs!r}: give nnx.Rngs(0)")
+    if isinstance(attention, str):
+        attention = AttentionConfig(attention)
+    if not isinstance(attention, AttentionConfig):
+        raise EcaJaxError(f'attention: expected an AttentionConfig or a kind such as "eca", got {attention!r}')
     if not 0 < width_multiplier < math.inf:
         raise EcaJaxError(f"width_multiplier: expected a positive number, got {width_multiplier}")
     if num_classes < 1:

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from eca_jax.models.base import Backbone, Feature
+from eca_jax.models.base import Backbone, Feature, expect_images
 from eca_jax.nn.attention import Identity, Place
 from eca_jax.nn.bricks import Bricks
-from eca_jax.nn.layers import linear
+from eca_jax.nn.layers import Dropout, linear
 from eca_jax.nn.pool import max_pool
 from eca_jax.nn.tail import conv_norm, in_turn, tail
 
@@ -194,10 +194,11 @@ class ResNet(Backbone):
             total_stride *= stride
             feature_info.append(Feature(name, c, total_stride))
         self.feature_info = tuple(feature_info)
-        self.dropout = nnx.Dropout(dropout or 0.0)
+        self.dropout = Dropout(dropout or 0.0)
         self.fc = linear(c, num_classes, param_dtype=bricks.param_dtype, rngs=bricks.rngs)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        expect_images(x)
         stem = self.conv1.layers if isinstance(self.conv1, nnx.Sequential) else (self.conv1,)
         x = nnx.relu(in_turn(x, *stem, self.bn1))
         if not self.small_stem:

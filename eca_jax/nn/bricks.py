@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention import AttentionConfig, Place, Slot, build_attention
-from eca_jax.nn.layers import Conv, fan_out_normal
+from eca_jax.nn.layers import Conv, Dropout, fan_out_normal
 from eca_jax.nn.norm import BatchNorm
 
 MAX_WEIGHTS = 2**29
@@ -80,9 +80,9 @@ class Bricks:
         )
 
     @staticmethod
-    def drop_path(rate: float) -> nnx.Dropout:
+    def drop_path(rate: float) -> Dropout:
         """Leaves the whole branch (b, h, w, c) out of an example with probability `rate`, and scales the others up."""
-        return nnx.Dropout(rate, broadcast_dims=(1, 2, 3))
+        return Dropout(rate, broadcast_dims=(1, 2, 3))
 
     def attn(self, channels: int, place: Place, *, reduction: int = 16) -> nnx.Module:
         """What goes into a slot; `reduction` is SE's where the configuration does not say one."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from eca_jax.errors import EcaJaxError
 from eca_jax.nn.conv import convolve
 
 
@@ -60,6 +61,19 @@ class Conv(nnx.Conv):
             feature_group_count=self.feature_group_count,
             training=not self.deterministic,
         )
+
+
+class Dropout(nnx.Dropout):
+    """`nnx.Dropout` that says in one line what it needs."""
+
+    def __call__(self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: Any = None) -> jax.Array:
+        off = self.deterministic if deterministic is None else deterministic
+        if self.rate > 0 and not off and rngs is None and self.rngs is None:
+            raise EcaJaxError(
+                f"model: dropout or stochastic depth of {self.rate:g} needs random numbers in training: "
+                "call model(x, rngs=nnx.Rngs(dropout=0)), or model.eval() first"
+            )
+        return super().__call__(inputs, deterministic=deterministic, rngs=rngs)
 
 
 def uniform_fan_in(fan_in: int) -> jax.nn.initializers.Initializer:

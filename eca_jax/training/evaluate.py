@@ -152,7 +152,7 @@ def _training_images(config: Config, source: Source, data_dir: str | None) -> in
         split_names(data.train_split)
     ):
         return 0
-    return shared_records(open_source(source.name, data.train_split, data_dir or data.data_dir), source)
+    return shared_records(open_source(source.name, data.train_split, data_dir or data.data_dir, data.keys), source)
 
 
 def evaluate_weights(

@@ -195,6 +195,60 @@ def test_stochastic_depth_grows_linearly_and_leaves_whole_branches_out(name):
     np.testing.assert_array_equal(last(jnp.ones((5, 2, 2, 3))), 1)
 
 
+ONE = (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((2, 3, 8, 8), np.float32), r"got the shape \(2, 3, 8, 8\): channels come last, x.transpose"),
+        (np.zeros((8, 8, 3), np.float32), r"got the shape \(8, 8, 3\): one image needs a batch axis too, x\[None\]"),
+        (
+            np.zeros((2, 8, 8, 1), np.float32),
+            r"got the shape \(2, 8, 8, 1\): a grey image is three equal channels, x.repeat\(3, axis=3\)",
+        ),
+        (np.zeros((2, 8, 8, 4), np.float32), r"got the shape \(2, 8, 8, 4\): images are RGB"),
+        (np.zeros(ONE, np.uint8), r"got uint8: normalise them, \(x / 255 - mean\) / std"),
+        (np.zeros(ONE, np.int64), "got int64: normalise them"),
+        ([[0.0]], "got list: make it an array"),
+    ],
+)
+@pytest.mark.parametrize("name", ["eca_resnet18", "mobilenet_v2"])
+def test_what_is_no_batch_of_normalised_images_is_refused(name, x, message):
+    """Under jit too, where only shapes and types are known."""
+    model = abstract(name, width_multiplier=0.125)
+    graphdef, state = nnx.split(model)
+    for call in (lambda model: model(x), lambda model: model.features(x)):
+        with pytest.raises(EcaJaxError, match=f"^model: expected normalised images .b, h, w, 3., floats, {message}"):
+            jax.eval_shape(lambda state, call=call: call(nnx.merge(graphdef, state)), state)
+
+
+def test_arguments_of_another_type_are_answered_in_one_line():
+    with pytest.raises(EcaJaxError, match=r"rngs: expected flax.nnx.Rngs, got 0: give nnx.Rngs\(0\)"):
+        eca_jax.create_model("eca_resnet18", rngs=0)
+    with pytest.raises(EcaJaxError, match=r"attention: expected an AttentionConfig or a kind .*, got 3"):
+        eca_jax.create_model("resnet18", rngs=nnx.Rngs(0), attention=3)
+    with pytest.raises(EcaJaxError, match=r"weights: expected a file, .*, got None"):
+        eca_jax.load_pretrained(None)
+
+
+def test_a_string_is_the_kind_of_an_attention():
+    assert abstract("resnet18", attention="se").architecture == abstract("se_resnet18").architecture.__class__(
+        "resnet18", 1000, abstract("se_resnet18").architecture.attention
+    )
+    with pytest.raises(EcaJaxError, match=r"unknown attention 'ecaa'. Did you mean eca"):
+        abstract("resnet18", attention="ecaa")
+
+
+@pytest.mark.parametrize(("name", "option"), [("eca_resnet18", "drop_path"), ("eca_mobilenet_v2", "dropout")])
+def test_randomness_without_random_numbers_is_answered_in_one_line(name, option):
+    model = abstract(name, width_multiplier=0.125, **{option: 0.2})
+    with pytest.raises(EcaJaxError, match=r"stochastic depth of 0.\d+ needs random .* rngs=nnx.Rngs\(dropout=0"):
+        nnx.eval_shape(lambda model: model(jnp.zeros(ONE)), model)
+    model.eval()
+    assert nnx.eval_shape(lambda model: model(jnp.zeros(ONE)), model).shape == (1, 1000)
+
+
 @pytest.mark.parametrize(("name", "train"), [("eca_resnet18", True), ("se_mobilenet_v2", False)])
 def test_tabulate_works_and_models_after_it(name, train):
     model = initialised(name, num_classes=5, width_multiplier=0.125, dropout=0.0)
