@@ -21,11 +21,19 @@ class OutputLost(Exception):
         self.quiet = reason.errno in GONE
 
 
+class _Closed(io.TextIOBase):
+    """In place of a stream that the process was started without (`>&-`): Python has None there."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
 class _Stream:
-    """A text stream that answers a failure by `lost(name, error)`, after which it writes into nothing."""
+    """A text stream that answers its first failure by `lost(name, error)`, and writes nothing from then on."""
 
     def __init__(self, stream: Any, name: str, lost: Callable[[str, OSError], None]):
         self._stream, self._name, self._lost = stream, name, lost
+        self._failed = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -38,9 +46,12 @@ class _Stream:
         self._do(self._stream.flush)
 
     def _do(self, function: Callable, *args: Any) -> None:
+        if self._failed:
+            return
         try:
             function(*args)
         except OSError as error:
+            self._failed = True
             with contextlib.suppress(OSError):  # what is buffered goes there too, also at the end of Python
                 nothing = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nothing, self._stream.fileno())
@@ -57,9 +68,22 @@ def _go_on(name: str, error: OSError) -> None:
         print(f"warning: {name}: {os.strerror(error.errno or errno.EIO)}; going on without it", file=sys.stderr)
 
 
+def _go_on_silently(name: str, error: OSError) -> None:
+    """Of stderr: there is nowhere to say it, and the result of a command is on stdout."""
+
+
+def _fill_closed_descriptors() -> None:
+    """Opens nothing in place of 0, 1 and 2 where they are closed; else the next file would get what is printed there."""
+    while (new := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(new)
+
+
 @contextlib.contextmanager
 def checked_output(*, needed: bool) -> Iterator[None]:
-    """Inside, every character can be printed, in any locale, and a stream that fails ends what needs it.
+    """Inside, every character can be printed, in any locale, and a stdout that fails ends what needs it.
+
+    A stream that is closed is one that fails. What is said on stderr besides is never needed.
 
     Args:
       needed: a command's output is its result. Training goes on without it: metrics.jsonl has everything.
@@ -72,10 +96,9 @@ def checked_output(*, needed: bool) -> Iterator[None]:
         ascii = codecs.lookup(sys.stdout.encoding).name == "ascii"  # the C locale's
         # What a file name had that could not be read in this locale comes out as it was.
         sys.stdout.reconfigure(encoding="utf-8" if ascii else None, errors="surrogateescape")
-    lost = _stop if needed else _go_on
-    sys.stdout, sys.stderr = (
-        _Stream(stream, name, lost) for stream, name in zip(before, ("stdout", "stderr"), strict=True)
-    )
+    _fill_closed_descriptors()
+    sys.stdout = _Stream(before[0] or _Closed(), "stdout", _stop if needed else _go_on)
+    sys.stderr = _Stream(before[1] or _Closed(), "stderr", _go_on_silently)
     try:
         yield
     finally:

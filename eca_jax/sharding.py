@@ -85,8 +85,8 @@ def leave_cluster(status: int) -> None:
         return
     if sys.exception() is not None:
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the process was started without it
+        stream.flush()
     if jax.process_index() == 0:  # the others end when process 0 does: lets them say what they have to say
         time.sleep(SECONDS_TO_SPEAK)
     os._exit(status)

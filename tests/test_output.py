@@ -47,9 +47,44 @@ def test_a_stdout_that_takes_nothing(needed, full, expected):
         assert piped(PRINT.format(needed), stdout=disk if full else None) == expected
 
 
-def test_a_stderr_that_takes_nothing():
-    command = PRINT.format(True).replace("print('result')", "print('error', file=sys.stderr)")
-    assert piped(command, stderr=None)[0] == 141
+def test_a_stderr_that_takes_nothing_costs_no_result(monkeypatch, capsys):
+    def command() -> int:
+        print("a note", file=sys.stderr)
+        print("result")
+        return 0
+
+    monkeypatch.setattr(sys, "stderr", open("/dev/full", "w"))  # noqa: SIM115 (it is closed with the test)
+    assert cli.guarded(command) == 0
+    assert capsys.readouterr().out == "result\n"
+
+
+@pytest.mark.parametrize(
+    ("needed", "expected"),
+    [
+        (True, (2, "error: stdout: Bad file descriptor\n")),
+        (False, (0, "warning: stdout: Bad file descriptor; going on without it\n")),
+    ],
+)
+def test_a_process_that_is_started_without_stdout(monkeypatch, capsys, needed, expected):
+    """`>&-`: Python then has None there."""
+    monkeypatch.setattr(sys, "stdout", None)
+    status = cli.guarded(lambda: print("result", flush=True) or int(sys.stdout.isatty()), needs_output=needed)
+    monkeypatch.undo()
+    assert (status, capsys.readouterr().err) == expected
+
+
+def test_closed_descriptors_are_not_given_to_the_files_of_a_run(tmp_path):
+    """What is printed by the libraries in C++ would be written into them."""
+    script = "from eca_jax.cli import guarded; guarded(lambda: print(open('file', 'w').fileno() > 2) or 0)"
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "{script}" <&- 2>&-', sys.executable],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout == "True\n"
 
 
 def test_every_name_can_be_printed_in_the_c_locale():
