@@ -15,7 +15,7 @@ from eca_jax.models.registry import MODELS, attention_from_old, resolve_attentio
 from eca_jax.nn.attention import ATTENTIONS
 from eca_jax.optim import OptimConfig
 from eca_jax.plain import from_plain, to_plain
-from eca_jax.plugins import run_file, with_missing_plugins
+from eca_jax.plugins import FAULTS, describe_fault, run_file, with_missing_plugins
 from eca_jax.sharding import ClusterConfig
 from eca_jax.tasks import TASKS, Classification, Task
 from eca_jax.tasks.registry import task_from_dict
@@ -247,11 +247,11 @@ def load_config(path: str) -> Config:
         config = vars(run_file(file)).get("config")
     except EcaJaxError:
         raise
-    except Exception as error:  # it is the user's program: anything can go wrong in it
-        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+    except FAULTS as error:
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         moved = any(f"'{name}'" in str(error) for name in ("preprocess", "mix", *MOVED_TO_TASK))
         hint = "; since version 0.2 that is a field of the task: Config(task=Classification(...))" if moved else ""
-        raise EcaJaxError(f"--config: {path}{where}: {type(error).__name__}: {error}{hint}") from error
+        raise EcaJaxError(f"--config: {path}{where}: {describe_fault(error)}{hint}") from error
     if not isinstance(config, Config):
         raise EcaJaxError(f"--config: {path} must define `config = Config(...)`, got {type(config).__name__}")
     return from_dict(to_dict(config))  # checks the types

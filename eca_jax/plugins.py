@@ -109,10 +109,23 @@ def load_plugin(name: str) -> None:
             raise EcaJaxError(f"plugin {name}: there is no such file")
     except EcaJaxError:
         raise
-    except Exception as error:  # it is the user's program: anything can go wrong in it
-        raise EcaJaxError(f"plugin {name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    except FAULTS as error:
+        raise EcaJaxError(f"plugin {name}: {describe_fault(error)}") from error
     finally:
         _loading.pop()
+
+
+FAULTS = (Exception, SystemExit)
+"""What can go wrong in a user's program, which is anything; one that calls `sys.exit` must not end the command as if all
+were done."""
+
+
+def describe_fault(error: BaseException) -> str:
+    """What a user's program ended with, in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, SystemExit):
+        return f"it ended the process (SystemExit: {text}) where it should only define things"
+    return f"{type(error).__name__}: {text}"
 
 
 def run_file(path: pathlib.Path) -> ModuleType:

@@ -126,6 +126,8 @@ def test_fields_of_another_version_and_wrong_types_are_named():
             "Expected `int`, got `float` - at `\\$.epochs`",
         ),
         ("from eca_jax.config import Config\nconfig = Config(epochs=0)", "epochs: expected a positive number, got 0"),
+        ("import sys\nsys.exit()", r"broken.py: it ended the process \(SystemExit"),
+        ("config = '\0'", "broken.py: SyntaxError: source code string cannot contain null bytes"),
         ("config = 3", r"must define `config = Config\(...\)`, got int"),
     ],
 )

@@ -314,13 +314,16 @@ def test_an_unknown_attention_is_answered_with_the_way_to_bring_one(not_imported
         ("my_package.broken", "plugin my_package.broken: ZeroDivisionError: division by zero"),
         ("my_package.absent", "plugin my_package.absent: ModuleNotFoundError: No module named 'my_package.absent'"),
         ("absent.py", "plugin absent.py: there is no such file"),
+        ("leaving.py", "plugin {}: it ended the process (SystemExit: 0) where it should only define things"),
         ("taken.py", "plugin {}: the attention 'eca' is registered already, by eca_jax itself"),
     ],
 )
 def test_a_plugin_that_cannot_be_imported_is_one_line(name, message, tmp_path, capsys):
-    if name == "taken.py":
+    files = {"taken.py": "from eca_jax.nn.attention import *\nATTENTIONS.register('eca', None)\n"}
+    files["leaving.py"] = "import sys\nsys.exit(0)\n"
+    if name in files:
+        (tmp_path / name).write_text(files[name])
         name = str(tmp_path / name)
-        pathlib.Path(name).write_text("from eca_jax.nn.attention import *\nATTENTIONS.register('eca', None)\n")
     for command in (lambda args: cli.main(["evaluate", *args]), cli.train_main):
         assert command(["--plugin", name]) == 2
         assert message.format(name) in error(capsys)
