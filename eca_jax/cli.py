@@ -25,7 +25,12 @@ DEFAULT_RUN = "runs/digits"
 
 
 class Parser(argparse.ArgumentParser):
-    """Its errors are those of the package: one line."""
+    """Its errors are those of the package: one line. An empty value is refused: `--run "$RUN"` with no such variable
+    must not be taken for a command without --run."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.register("type", None, _not_empty)
 
     def error(self, message: str) -> NoReturn:
         raise EcaJaxError(f"{message} ({self.prog} --help lists what there is)")
@@ -144,6 +149,7 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
     parser = Parser(prog="eca-jax", description="ECA-Net in JAX.")
     _add_version_argument(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.type = str  # it is given the whole rest of the line: the command's parser looks at the values
     commands.add_parser("train", help="train what a configuration describes; the same as train.py")
 
     command = commands.add_parser("evaluate", help="score a checkpoint of a run, or weights, on held-out data")
@@ -246,6 +252,12 @@ def _load_plugins(names: Sequence[str]) -> None:
 
     for name in names:
         load_plugin(name)
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a value, got ''")
+    return text
 
 
 def _positive(text: str) -> int:

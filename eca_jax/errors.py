@@ -30,7 +30,8 @@ def unknown_option(args: Sequence[str], unknown: Sequence[str], options: Iterabl
         near = alike or difflib.get_close_matches(option, options, n=3)
         said.append(f"unknown option {option}" + (f". Did you mean {', '.join(near)}?" if near else ": see --help"))
     if not said:
-        before = args[i - 1] if (i := args.index(unknown[0])) else ""
+        words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+        before = words[i - 1] if (i := words.index(unknown[0])) else ""
         said.append(f"unexpected {unknown[0]!r}" + (f": {before} takes no value" if before.startswith("--") else ""))
     return "; ".join(said)
 

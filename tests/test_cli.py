@@ -54,6 +54,7 @@ def test_train_answers_bad_input_in_one_line(tmp_path, capsys, args, message):
         ("--plugn x", "unknown option --plugn. Did you mean --plugin?"),
         ("--bogus", "unknown option --bogus: see --help"),
         ("extra", "unexpected 'extra'"),
+        ("--model.small-stem=maybe", "unexpected 'maybe': --model.small-stem takes no value"),
         ("--model.small-stem True", "unexpected 'True': --model.small-stem takes no value"),
         ("--epochs x", "--epochs: expected a whole number, got 'x'"),
         ("--batch_size 3.5", "--batch-size: expected a whole number, got '3.5'"),
@@ -101,6 +102,24 @@ def test_the_other_commands_answer_alike(capsys, args, message):
     printed = capsys.readouterr().err
     assert printed.startswith(f"error: {message}")
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        ("evaluate --weights=", "--weights"),
+        ("evaluate --run=", "--run"),
+        ("evaluate --checkpoint=", "--checkpoint"),
+        ("predict --run=runs/digits --plugin= x.png", "--plugin"),
+        ("train --config=", "--config"),
+    ],
+)
+def test_an_empty_value_is_not_taken_for_none(capsys, args, name):
+    """`--run "$RUN"` where there is no such variable would else be answered with another run's scores."""
+    assert cli.main(args.split()) == 2
+    assert capsys.readouterr().err.startswith(f"error: argument {name}: expected a value, got ''")
+    assert cli.main(["predict", ""]) == 2
+    assert capsys.readouterr().err.startswith("error: argument IMAGE: expected a value, got ''")
 
 
 def test_any_directory_will_do(tmp_path, monkeypatch, capsys):
