@@ -169,7 +169,8 @@ def evaluate_weights(
     """Scores weights (see `load_pretrained`; `name` is the model expected) on a data set, with their own preprocessing.
 
     `keys` choose among several images or labels of a TFDS data set, as in `open_source`. `preprocess` has
-    the fields that are not to be theirs (`PreprocessConfig.for_evaluation`); `started` is called before an image is read.
+    the fields that are not to be theirs (`PreprocessConfig.for_evaluation`); `started` is called before an image is
+    read.
 
     Returns: their task, and its scores over the held-out split if `split` is None.
 
