@@ -12,6 +12,7 @@ file by file; a checkpoint that is torn there does not have its checksums, and i
 import contextlib
 import functools
 import json
+import logging
 import math
 import os
 import pathlib
@@ -39,12 +40,18 @@ DAMAGED = "checkpoints-damaged"
 SEAL = "crc32"
 
 # Readers are read-only on purpose. Errors of the threads that save are raised by `check_saved`, `wait` or the next
-# `save` as well; Orbax prints each with its traceback wherever it comes by.
+# `save` as well; Orbax prints each with its traceback wherever it comes by. Of a damaged checkpoint it raises the error
+# of one array, and leaves those of the others to asyncio; the metadata that it cannot parse are of no use to a reader.
 SAID_ELSEWHERE = re.compile(
     "read_only=True|directory is read only|_SignalingThread.* raised an exception|in background save thread"
-    "|Save Finalize thread .* failed"
+    "|Save Finalize thread .* failed|exception was never retrieved\nfuture: .*async_deserialize"
+    "|Failed to json parse Metadata file"
 )
-absl.logging.get_absl_logger().addFilter(lambda record: not SAID_ELSEWHERE.search(record.getMessage()))
+for _logger in (absl.logging.get_absl_logger(), logging.getLogger("asyncio")):
+    _logger.addFilter(lambda record: not SAID_ELSEWHERE.search(record.getMessage()))
+
+DETAILS = "See full TensorStore details:"
+"""Begins what Orbax adds to an error of TensorStore's: the name of a method, then pages of its specification."""
 
 
 def _show(show: Callable, unraisable: Any) -> None:
@@ -58,6 +65,13 @@ def _show(show: Callable, unraisable: Any) -> None:
 
 class DamagedCheckpoint(EcaJaxError):
     """A checkpoint that cannot be read, or does not have its checksums."""
+
+    def __init__(self, path: pathlib.Path, why: str, others: Sequence[int]):
+        self.why = " ".join(why.partition(DETAILS)[0].split())[:200]
+        super().__init__(
+            f"cannot read the checkpoint {path}: it is damaged or not of this version of eca_jax ({self.why}); "
+            f"the others there are of steps {others or '(none)'}"
+        )
 
 
 class NotSaved(Exception):
@@ -79,7 +93,7 @@ class Checkpoints:
             epath.Path(self.directory),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                    [checkpoint_managers.LatestN(keep), _Preserve(lambda step: step in {self.best(), *self._unknown})]
+                    [checkpoint_managers.LatestN(keep), _Preserve(lambda step: step in {self.best(), *self._unread})]
                 ),
                 create=not read_only,
                 read_only=read_only,
@@ -103,12 +117,10 @@ class Checkpoints:
         )
         self._being_saved: NotSaved | None = None
         self._scores: dict[int, float] = {}
-        self._unknown: set[int] = set()  # could have been the best, so they are not deleted
+        self._unread: set[int] = set()  # could have been the best, so they are not deleted
         for step in self.steps():
-            try:
+            with contextlib.suppress(DamagedCheckpoint):
                 self._remember(step, self.evaluation(step))
-            except DamagedCheckpoint:
-                self._unknown.add(step)
 
     def __enter__(self) -> "Checkpoints":
         self._unraisablehook, sys.unraisablehook = sys.unraisablehook, functools.partial(_show, sys.unraisablehook)
@@ -207,11 +219,18 @@ class Checkpoints:
         return self._unsealed(step, self._read(step, evaluation=ocp.args.JsonRestore()).evaluation)
 
     def read_run(self, step: int) -> dict:
-        """Configuration, class names and checksums, without the arrays."""
+        """Configuration, class names and checksums, without the arrays.
+
+        Raises:
+          DamagedCheckpoint: also where the step inside is not the one of the directory's name.
+        """
         run = self._unsealed(step, self._read(step, run=ocp.args.JsonRestore()).run)
         missing = [key for key in ("config", "class_names", "num_examples", "checksums") if key not in run]
         if missing:
             raise self._damaged(step, f"does not say its {', '.join(missing)}")
+        held = run["checksums"].get("step")  # of one number, the first half of the checksum is the number
+        if held is not None and int(held[:8], 16) != step:
+            raise self._damaged(step, f"it holds step {int(held[:8], 16)}: the directory was renamed or copied")
         return run
 
     def read_state(self, step: int, abstract_state: Any) -> Any:
@@ -235,24 +254,26 @@ class Checkpoints:
         Raises:
           EcaJaxError: there are checkpoints, and none can be read.
         """
-        first_error, steps = None, self.steps()
+        why, steps = "", self.steps()
         for step in reversed(steps):
-            error = state = None
+            state, here = None, "another process could not read it"
             try:
                 check(step)
                 self.evaluation(step)
                 state = self.read_state(step, abstract_state)
             except DamagedCheckpoint as damage:
-                error = damage
+                here = damage.why
             if _all_processes(state is not None):
-                self._set_aside([newer for newer in steps if newer > step], first_error)
+                self._set_aside([newer for newer in steps if newer > step], why)
                 return step, state
-            first_error = first_error or error or self._damaged(step, "another process could not read it")
-        if first_error:
-            raise first_error
+            self._unread.add(step)
+            why = why or here
+        if steps:
+            raise self._damaged(steps[-1], why)
         return 0, None
 
-    def _set_aside(self, steps: Sequence[int], error: Exception | None) -> None:
+    def _set_aside(self, steps: Sequence[int], why: str) -> None:
+        """Moves checkpoints that nobody could read; `why` is of the last."""
         if not steps:
             return
         if jax.process_index() == 0:
@@ -265,13 +286,14 @@ class Checkpoints:
                         break
                     target = place / f"{step}.{n}"
                 os.replace(self.path(step), target)
+            error = self._damaged(steps[-1], why)
             print(f"warning: {error}; moved {', '.join(map(str, steps))} to {place}", file=sys.stderr, flush=True)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints are moved aside")
         self._manager.reload()
         for step in steps:
             self._scores.pop(step, None)
-            self._unknown.discard(step)
+            self._unread.discard(step)
 
     def _read(self, step: int, **items) -> Any:
         if step not in self.steps():
@@ -283,19 +305,17 @@ class Checkpoints:
         except Exception as error:  # whatever Orbax and TensorStore make of damaged bytes: there is no common class
             raise self._damaged(step, f"{type(error).__name__}: {error}") from error
 
-    def _unsealed(self, step: int, values: dict) -> dict:
-        if SEAL not in values:
+    def _unsealed(self, step: int, values: Any) -> dict:
+        if not isinstance(values, dict) or SEAL not in values:
             raise self._damaged(step, "it has no checksum")
         if seal(values) != values:
             raise self._damaged(step, "checksum of its JSON")
         return {key: value for key, value in values.items() if key != SEAL}
 
     def _damaged(self, step: int, why: str) -> DamagedCheckpoint:
-        others = [other for other in self.steps() if other != step]
-        return DamagedCheckpoint(
-            f"cannot read the checkpoint {self.path(step)}: it is damaged or not of this version of eca_jax "
-            f"({' '.join(why.split())[:200]}); the others there are of steps {others or '(none)'}"
-        )
+        self._unread.add(step)
+        others = [other for other in self.steps() if other not in self._unread]
+        return DamagedCheckpoint(self.path(step), why, others)
 
 
 class _Preserve(checkpoint_managers.PreservationPolicy):
