@@ -95,6 +95,7 @@ def _train(args: Sequence[str] | None, prog: str) -> int:
     parser.add_argument("--plugin", action="append", default=[])
     _add_version_argument(parser)
     known, overrides = parser.parse_known_args(args)
+    _import_jax()
     _load_plugins(known.plugin)
     from eca_jax.overrides import overridden
 
@@ -104,12 +105,11 @@ def _train(args: Sequence[str] | None, prog: str) -> int:
 
     import jax
 
-    from eca_jax.compilation_cache import keep_compiled_programs
     from eca_jax.sharding import initialize_cluster
     from eca_jax.training.loop import train
 
     initialize_cluster(config.cluster)
-    keep_compiled_programs()
+    _start_jax()
     result = train(config)
     say = print if jax.process_index() == 0 else (lambda _: None)
     if not result.finished:
@@ -140,6 +140,7 @@ def _command(args: Sequence[str]) -> int:
     parsed.options = commands[parsed.command].options()
     if parsed.overrides and parsed.function not in (_precompile, _benchmark):
         raise EcaJaxError(unknown_option(args, parsed.overrides, parsed.options))
+    _import_jax()
     _load_plugins(parsed.plugin)
     return parsed.function(parsed)
 
@@ -247,6 +248,23 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
     return parser, commands.choices
 
 
+def _import_jax() -> None:
+    """JAX looks at its settings when it is imported."""
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        raise EcaJaxError(f"JAX does not take a setting of the environment: {error}") from error
+
+
+def _start_jax() -> None:
+    """What each command does before it computes, when its arguments have been looked at."""
+    from eca_jax.compilation_cache import keep_compiled_programs
+    from eca_jax.sharding import start_devices
+
+    start_devices()
+    keep_compiled_programs()
+
+
 def _load_plugins(names: Sequence[str]) -> None:
     from eca_jax.plugins import load_plugin
 
@@ -335,11 +353,10 @@ def _trained_on(images: int, of: int) -> str:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from eca_jax.compilation_cache import keep_compiled_programs
     from eca_jax.data.preprocess import words
 
-    keep_compiled_programs()
     _check_weights_arguments(args)
+    _start_jax()
     changes, starts = _preprocess_changes(args), []
 
     def started(start: Any) -> None:
@@ -374,11 +391,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from eca_jax.compilation_cache import keep_compiled_programs
     from eca_jax.training.predict import predict_files
 
-    keep_compiled_programs()
     _check_weights_arguments(args)
+    _start_jax()
     changes = _preprocess_changes(args)
     if args.weights:
         from eca_jax.convert.pretrained import load
@@ -430,22 +446,20 @@ def _add_head_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from eca_jax.compilation_cache import keep_compiled_programs
     from eca_jax.config import load_config
     from eca_jax.convert.convert import convert
 
-    keep_compiled_programs()
     config = load_config(args.config) if args.config else None
+    _start_jax()
     print(convert(args.source, args.target, args.to, config=config, num_classes=args.num_classes, skip=args.skip))
     return EXIT_OK
 
 
 def _export(args: argparse.Namespace) -> int:
-    from eca_jax.compilation_cache import keep_compiled_programs
     from eca_jax.convert.pretrained import load, own_metadata
     from eca_jax.export import export_onnx, export_stablehlo
 
-    keep_compiled_programs()
+    _start_jax()
     loaded = load(args.source)  # in float32
     model, about = loaded.model, own_metadata(loaded.model, loaded.class_names, loaded.task)
     size = args.image_size or model.preprocess.image_size

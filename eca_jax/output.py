@@ -73,7 +73,7 @@ def _go_on_silently(name: str, error: OSError) -> None:
 
 
 def _fill_closed_descriptors() -> None:
-    """Opens nothing in place of 0, 1 and 2 where they are closed; else the next file would get what is printed."""
+    """Opens nothing in place of 0, 1 and 2 where they are closed: the next file would get what is printed there."""
     while (new := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(new)

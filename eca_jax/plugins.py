@@ -116,8 +116,8 @@ def load_plugin(name: str) -> None:
 
 
 FAULTS = (Exception, SystemExit)
-"""What can go wrong in a user's program, which is anything; one that calls `sys.exit` must not end the command as if
-all were done."""
+"""What can go wrong in a user's program: anything. One that calls `sys.exit` must not end the command as if all were
+done."""
 
 
 def describe_fault(error: BaseException) -> str:

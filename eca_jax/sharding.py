@@ -5,6 +5,7 @@ import dataclasses
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
 HEARTBEAT_SECONDS = 30
 """After so long without a sign of life a process counts as dead, and JAX ends the others."""
 SECONDS_TO_SPEAK = 3
+SECONDS_TO_GATHER = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,22 +40,64 @@ class ClusterConfig:
             raise EcaJaxError("cluster: coordinator, num_processes and process_id go together; leave out all or none")
         if self.num_processes is not None and not 0 <= (self.process_id or 0) < self.num_processes:
             raise EcaJaxError(f"cluster.process_id: expected 0 to {self.num_processes - 1}, got {self.process_id}")
+        if self.coordinator is not None:
+            host, _, port = self.coordinator.rpartition(":")
+            if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
+                raise EcaJaxError(
+                    f"cluster.coordinator: expected HOST:PORT, a port from 1 to {2**16 - 1}, got {self.coordinator!r}"
+                )
 
 
 def initialize_cluster(config: ClusterConfig) -> None:
-    """Joins the other processes where a cluster is asked for or detected. To be called before JAX touches a device."""
+    """Joins the other processes where a cluster is asked for or detected. To be called before JAX touches a device.
+
+    Where it has touched one already, as in a notebook that trains twice, and no cluster is asked for, nothing is done:
+    in a cluster that JAX detects the first call has joined.
+
+    Raises:
+      EcaJaxError: the others did not come in JAX's time (5 minutes), or JAX has touched a device.
+    """
     if jax.distributed.is_initialized():
         return
-    if config.coordinator is not None:
-        jax.distributed.initialize(
-            config.coordinator, config.num_processes, config.process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-        )
-        return
+    asked = dataclasses.astuple(config) if config.coordinator is not None else ()
+    where = f"{config.num_processes} processes at {config.coordinator}" if asked else "the processes JAX has detected"
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        with _says_that_it_waits(where):
+            jax.distributed.initialize(*asked, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except ValueError as error:  # "coordinator_address should be defined": no cluster was detected
-        if "coordinator_address" not in str(error):
+        if asked or "coordinator_address" not in str(error):
             raise
+    except RuntimeError as error:
+        if not asked and "must be called before" in str(error):
+            return
+        raise EcaJaxError(f"cluster: cannot join {where}: {str(error).partition(chr(10))[0]}") from error
+
+
+@contextlib.contextmanager
+def _says_that_it_waits(where: str) -> Iterator[None]:
+    """Says so on stderr, once, where what is done inside takes longer than a cluster needs to come together."""
+    line = f"waiting for {where}; each has to be started"
+    timer = threading.Timer(SECONDS_TO_GATHER, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def start_devices() -> None:
+    """Starts JAX's backend, which else starts with whatever touches a device first.
+
+    Raises:
+      EcaJaxError: names the settings that say on what, and what JAX says of them.
+    """
+    try:
+        jax.devices()
+    except Exception as error:  # each platform's plugin has errors of its own, AssertionError among them
+        settings = [f"{name}={os.environ[name]}" for name in ("JAX_PLATFORMS", "XLA_FLAGS") if os.environ.get(name)]
+        reason = str(error).partition("\n")[0] or "that platform is not here, or its plugin is not installed"
+        raise EcaJaxError(f"JAX cannot start its devices ({' '.join(settings) or 'no settings'}): {reason}") from error
 
 
 @contextlib.contextmanager
