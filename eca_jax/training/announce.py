@@ -9,14 +9,16 @@ from eca_jax.runs.state import StatePlan
 from eca_jax.training.warmup import describe_warmup
 
 
-def describe_start(config: Config, plan: StatePlan, description: dict, held_out: Source, *, step: int) -> list[str]:
+def describe_start(
+    config: Config, plan: StatePlan, description: dict, held_out: Source, *, step: int | None
+) -> list[str]:
     """Short lines: the model, the data, where it runs and how far, and where it is written.
 
     Args:
       config, plan: of the run.
       description: what its checkpoints say of it.
       held_out: the examples that are evaluated.
-      step: that it continues from; 0 is a new run.
+      step: that it continues from (0 where other weights were made into a run); None is a new run.
     """
     images, classes = description["num_examples"], len(description["class_names"])
     size = config.task.preprocess.train_size
@@ -31,7 +33,7 @@ def describe_start(config: Config, plan: StatePlan, description: dict, held_out:
         f"workdir: {config.workdir}",
         *describe_warmup(config, description),
     ]
-    return lines + ([f"continuing {config.workdir} at step {step} of {total}"] if step else [])
+    return lines + ([f"continuing {config.workdir} at step {step} of {total}"] if step is not None else [])
 
 
 def _devices(config: Config) -> str:

@@ -90,7 +90,8 @@ def train(config: Config) -> Result:
             if start >= training.total and not owed:
                 return training.result(evaluation)
             with training.open_writer(owed) as training.writer:
-                lines = describe_start(training.config, program, training.description, held_out, step=start)
+                since = None if state is None else start
+                lines = describe_start(training.config, program, training.description, held_out, step=since)
                 training.writer.say("\n".join(lines))
                 if state is None:
                     state = initial_state(config, program, num_classes)
