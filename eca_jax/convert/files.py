@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -45,15 +46,23 @@ def read_weights(path: str | os.PathLike) -> WeightFile:
     """
     path = pathlib.Path(path)
     expect_text("weights", path)
-    if path.is_dir():
-        raise EcaJaxError(f"{path} is a directory; expected a weight file that ends in {', '.join(ENDINGS)}")
-    if not path.is_file():
-        raise EcaJaxError(f"there is no file {path}")
-    if path.suffix not in ENDINGS:
-        raise EcaJaxError(f"{path}: expected a weight file that ends in {', '.join(ENDINGS)}")
-    if path.stat().st_size == 0:
-        raise EcaJaxError(f"{path} is empty; get it again")
-    return _read_safetensors(path) if path.suffix in SAFETENSORS else _read_torch(path)
+    try:
+        kind, size = path.stat().st_mode, path.stat().st_size
+        if stat.S_ISDIR(kind):
+            raise EcaJaxError(f"{path} is a directory; expected a weight file that ends in {', '.join(ENDINGS)}")
+        if not stat.S_ISREG(kind):
+            raise EcaJaxError(f"{path} is no regular file but a pipe, a socket or a device; give a weight file")
+        if path.suffix.lower() not in ENDINGS:
+            raise EcaJaxError(f"{path}: expected a weight file that ends in {', '.join(ENDINGS)}")
+        if size == 0:
+            raise EcaJaxError(f"{path} is empty; get it again")
+        with path.open("rb") as file:
+            file.read(1)
+    except FileNotFoundError:
+        raise EcaJaxError(f"there is no file {path}") from None
+    except OSError as error:  # which the parsers below would call damage
+        raise EcaJaxError(f"{path} cannot be read: {error.strerror}") from error
+    return _read_safetensors(path) if path.suffix.lower() in SAFETENSORS else _read_torch(path)
 
 
 def _read_safetensors(path: pathlib.Path) -> WeightFile:
@@ -80,6 +89,7 @@ def _read_torch(path: pathlib.Path) -> WeightFile:
             _check_zip(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
         else:
+            _check_beginning(path)
             with path.open("rb") as file:
                 content = torch.load(file, map_location="cpu", weights_only=True)
                 if file.read(1):  # PyTorch takes what the file's list of storages forgets for read
@@ -101,6 +111,16 @@ def _read_torch(path: pathlib.Path) -> WeightFile:
     return WeightFile(tensors, momentum=momentum, epoch=epoch if isinstance(epoch, int) else None)
 
 
+def _check_beginning(path: pathlib.Path) -> None:
+    """Of a file in the legacy format, a pickle; of others the parser gives odd reasons."""
+    with path.open("rb") as file:
+        first = file.read(9)
+    if first[8:] == b"{":
+        raise ValueError("its content is of safetensors: call it .safetensors")
+    if not first.startswith(b"\x80"):
+        raise ValueError(f"it begins with {first!r}")
+
+
 def _check_zip(path: pathlib.Path) -> None:
     """What PyTorch does not: the checksums, and that nothing is compressed, which could expand to any size."""
     with zipfile.ZipFile(path) as archive:
@@ -113,8 +133,11 @@ def _check_zip(path: pathlib.Path) -> None:
 def _to_numpy(path: pathlib.Path, key: str, value: Any) -> np.ndarray:
     import torch
 
-    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
-        raise EcaJaxError(f"{path}: {key!r} is a {type(value).__name__}; expected a dense tensor")
+    if value is None or not isinstance(value, torch.Tensor):
+        what = "None" if value is None else f"a {type(value).__name__}"
+        raise EcaJaxError(f"{path}: {key!r} is {what}; expected {'a state dict' if key in WRAPPERS else 'a tensor'}")
+    if value.layout is not torch.strided:
+        raise EcaJaxError(f"{path}: {key!r} is a tensor of the layout {value.layout}; expected a dense one")
     # A view of few numbers may claim any shape: what is not in the file is not made up.
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise EcaJaxError(f"{path}: {key!r} claims the shape {tuple(value.shape)}, which is more than the file holds")

@@ -18,6 +18,7 @@ from eca_jax.convert.state_dict import (
     momentum_from_state_dict,
     parameter_order,
     to_state_dict,
+    unwrapped,
 )
 from eca_jax.convert.timm_directory import CONFIG, WEIGHTS, TimmConfig, read_config
 from eca_jax.data.imagenet import CLASSES, class_names, synsets
@@ -202,7 +203,7 @@ def locate(source: str | os.PathLike) -> pathlib.Path:
     text = str(source)
     if text.startswith(HUB):
         return _download(text.removeprefix(HUB))
-    if path.suffix in ENDINGS or text.startswith((".", "/", "~")) or text.count("/") > 1:
+    if path.suffix.lower() in ENDINGS or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise EcaJaxError(f"there is no file or directory {text}")
     if "/" in text and path.parent.is_dir():
         near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=3)
@@ -247,7 +248,7 @@ def identify(file: WeightFile) -> tuple[str, Architecture]:
             return NATIVE, from_plain(_architecture_from_old(file.metadata), Architecture, METADATA)
         except EcaJaxError as error:
             raise with_missing_plugins(error, saved_plugins(file)) from error
-    shapes = {key.removeprefix("module."): value.shape for key, value in file.tensors.items()}
+    shapes = {key: value.shape for key, value in unwrapped(file.tensors).items()}
     return infer({key: shape for key, shape in shapes.items() if not key.endswith(COUNTER)})
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import functools
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,14 @@ from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.mobilenetv2 import MobileNetV2
 from eca_jax.models.registry import MODELS, PAPER, create_model, model_row
+from eca_jax.nn.norm import BatchNorm
 
 NATIVE = "eca_jax"
 """The source whose names and layouts are our own."""
 SOURCES = (*TABLES, NATIVE)
 Tensors = Mapping[str, np.ndarray]
+T = TypeVar("T")
+WRAPPED = ("module.", "_orig_mod.")
 
 # Attentions that the classes of a source have; what a source cannot say would be computed differently there.
 EXPRESSIBLE = {"ecanet": ("none", "eca", "eca_ns"), "torchvision": ("none",), "timm": ("none", "eca", "se")}
@@ -130,7 +134,7 @@ def from_state_dict(
     """The model of a state dict, in evaluation mode; its arrays are those of the state dict bit for bit.
 
     Args:
-      tensors: name -> array. A prefix `module.` on all names is dropped.
+      tensors: name -> array. The prefixes that PyTorch's wrappers put before all names are dropped.
       source, architecture: what they are of; None is inferred from names and shapes.
       name: the model that is expected; another one is refused.
       num_classes: of the new head, where `skip` leaves out the old one.
@@ -139,11 +143,11 @@ def from_state_dict(
       settings: `dtype`, `param_dtype`, `batch_norm_group`, ... of `create_model`.
 
     Raises:
-      EcaJaxError: all that is missing, unexpected, of another shape, not finite, at once.
+      EcaJaxError: all that is missing, unexpected, of another shape, not finite, at once; all of it is skipped.
     """
-    if tensors and all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    tensors = {key: value for key, value in tensors.items() if not key.endswith(COUNTER)}
+    if isinstance(skip, str):
+        raise EcaJaxError(f"skip: expected a tuple of patterns, got {skip!r}: write ({skip!r},)")
+    tensors = {key: value for key, value in unwrapped(tensors).items() if not key.endswith(COUNTER)}
     if source is None or architecture is None:
         source, architecture = infer({key: value.shape for key, value in tensors.items()})
     if name is not None and not _same_model(name, architecture):
@@ -169,6 +173,8 @@ def from_state_dict(
 
     wanted = {entry.name: entry for entry in entries(model, source) if not skipped(entry.name)}
     given = {key: value for key, value in tensors.items() if not skipped(key)}
+    if tensors and not given:
+        raise EcaJaxError(f"skip: {', '.join(skip)} leaves nothing of the weights; expected less, such as 'fc.*'")
     unused = [pattern for pattern in skip if not any(fnmatch.fnmatchcase(key, pattern) for key in tensors)]
     faults = {
         "patterns to skip that match nothing": unused,
@@ -191,6 +197,9 @@ def from_state_dict(
                 for key, entry in wanted.items()
                 if not np.isfinite(given[key].astype(entry.leaf.variable.dtype)).all()
             ]
+        faults["variances below 0"] = [
+            key for key, entry in wanted.items() if _is_variance(entry.leaf) and (given[key] < 0).any()
+        ]
     if any(faults.values()):
         listed = "; ".join(f"{what}: {_some(keys)}" for what, keys in faults.items() if keys)
         raise EcaJaxError(f"the state dict does not fit {architecture.name!r} as {source} has it: {listed}")
@@ -202,6 +211,19 @@ def from_state_dict(
         entry.leaf.variable.set_value(jnp.asarray(value, dtype=entry.leaf.variable.dtype))
     model.eval()
     return model
+
+
+def unwrapped(tensors: Mapping[str, T]) -> Mapping[str, T]:
+    """Without what PyTorch's wrappers put before all names: `module.` (DataParallel), `_orig_mod.` (compile)."""
+    for prefix in WRAPPED * 2:  # either may be around the other
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+def _is_variance(leaf: Leaf) -> bool:
+    """Whether a square root is taken of it."""
+    return issubclass(leaf.layer, BatchNorm) and leaf.name == "var"
 
 
 def _some(keys: Sequence[str], n: int = 6) -> str:

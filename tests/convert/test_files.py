@@ -1,6 +1,7 @@
 """Weight files that are damaged, forged or of something else, and files that cannot be written; no PyTorch needed."""
 
 import json
+import os
 
 import ml_dtypes
 import numpy as np
@@ -156,3 +157,42 @@ def test_a_file_needs_a_directory_and_a_name(tmp_path):
     assert f"there is no directory {tmp_path / 'no'}" in refusal(write_safetensors, tmp_path / "no" / "a", {})
     assert f"{tmp_path} is a directory" in refusal(write_safetensors, tmp_path, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_pytorch_s_wrappers_put_before_the_names_is_dropped(tmp_path, model):
+    tensors = to_state_dict(model, "ecanet")
+    for i, prefix in enumerate(("module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.")):
+        path = tmp_path / f"{i}.SAFETENSORS"
+        write_safetensors(path, {prefix + key: value for key, value in tensors.items()})
+        assert load_pretrained(path).architecture == model.architecture
+
+
+def test_negative_variances_are_refused(tmp_path, model):
+    tensors = to_state_dict(model, NATIVE)
+    tensors["bn1.var"] = -tensors["bn1.var"]
+    write_safetensors(tmp_path / "m.safetensors", tensors, own_metadata(model))
+    assert refusal(load_pretrained, tmp_path / "m.safetensors").endswith(": variances below 0: bn1.var")
+
+
+@pytest.mark.parametrize(
+    ("skip", "message"),
+    [
+        (("*",), "skip: * leaves nothing of the weights; expected less, such as 'fc.*'"),
+        ("fc.*", "skip: expected a tuple of patterns, got 'fc.*': write ('fc.*',)"),
+    ],
+)
+def test_what_cannot_be_meant_by_skip_is_refused(model, skip, message):
+    assert refusal(from_state_dict, to_state_dict(model, "ecanet"), skip=skip) == message
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(own, monkeypatch):
+    def refuse(path, *args):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    assert refusal(read_weights, own) == f"{own} cannot be read: Permission denied"
+
+
+def test_a_pipe_is_no_weight_file(tmp_path):
+    os.mkfifo(tmp_path / "m.safetensors")
+    assert "m.safetensors is no regular file but a pipe" in refusal(read_weights, tmp_path / "m.safetensors")

@@ -12,7 +12,7 @@ from flax import nnx
 torch = pytest.importorskip("torch")
 
 from eca_jax import create_model, load_pretrained  # noqa: E402
-from eca_jax.convert.files import read_weights, write_torch  # noqa: E402
+from eca_jax.convert.files import read_weights, write_safetensors, write_torch  # noqa: E402
 from eca_jax.convert.state_dict import to_state_dict  # noqa: E402
 from tests.damage import disk_with, peak_memory, read_damaged, refusal  # noqa: E402
 
@@ -74,11 +74,12 @@ def test_code_in_a_file_is_named_and_not_run(tmp_path, path, tensors, kind):
     [
         ([torch.ones(2)], "holds a list; expected a state dict"),
         (torch.nn.Linear(2, 2), "it asks for 'torch.nn.modules.linear.Linear'"),
-        ({"state_dict": {"a": {"b": 1}}}, "'a' is a dict; expected a dense tensor"),
-        ({"a": torch.eye(2).to_sparse()}, "'a' is a Tensor; expected a dense tensor"),
+        ({"state_dict": {"a": {"b": 1}}}, "'a' is a dict; expected a tensor"),
+        ({"state_dict": None}, "'state_dict' is None; expected a state dict"),
+        ({"a": torch.eye(2).to_sparse()}, "'a' is a tensor of the layout torch.sparse_coo; expected a dense one"),
         ({"a": torch.ones(2, device="meta")}, "'a' holds torch.float32"),
     ],
-    ids=["list", "module", "nested", "sparse", "no data"],
+    ids=["list", "module", "nested", "nothing", "sparse", "no data"],
 )
 def test_what_is_no_state_dict_is_named(path, zipped, content, answer):
     save(content, path, zipped)
@@ -172,3 +173,11 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(path, model):
     assert message == f"cannot write {path}: File too large; what was there before is as it was"
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_is_called_a_pytorch_file_and_is_none_is_named(tmp_path):
+    path = tmp_path / "a.pth"
+    path.write_text("<!doctype html>")
+    assert "it is damaged or no PyTorch file (ValueError: it begins with b'<!doctype')" in refusal(read_weights, path)
+    write_safetensors(path, {"a": np.ones(2, np.float32)})
+    assert "its content is of safetensors: call it .safetensors" in refusal(read_weights, path)
