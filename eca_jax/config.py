@@ -14,7 +14,7 @@ from eca_jax.models.config import ModelConfig
 from eca_jax.models.registry import MODELS, attention_from_old, resolve_attention
 from eca_jax.nn.attention import ATTENTIONS
 from eca_jax.optim import OptimConfig
-from eca_jax.plain import from_plain, to_plain
+from eca_jax.plain import TypedFields, from_plain, to_plain
 from eca_jax.plugins import FAULTS, describe_fault, run_file, with_missing_plugins
 from eca_jax.sharding import ClusterConfig
 from eca_jax.tasks import TASKS, Classification, Task
@@ -22,7 +22,7 @@ from eca_jax.tasks.registry import task_from_dict
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(TypedFields, at="checkpoint"):
     """When the state is saved, and how much of it is kept. Of the steps that are saved and evaluated, the one with
     the best held-out score (of classification: top-1) is always kept."""
 
@@ -45,7 +45,7 @@ COMMAND_OPTIONS = ("config", "plugin", "version", "help")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(TypedFields):
     """A whole run."""
 
     model: ModelConfig = ModelConfig()
@@ -254,4 +254,4 @@ def load_config(path: str) -> Config:
         raise EcaJaxError(f"--config: {path}{where}: {describe_fault(error)}{hint}") from error
     if not isinstance(config, Config):
         raise EcaJaxError(f"--config: {path} must define `config = Config(...)`, got {type(config).__name__}")
-    return from_dict(to_dict(config))  # checks the types
+    return config

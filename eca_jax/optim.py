@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from eca_jax.errors import EcaJaxError, expect_one_of, expect_positive, expect_share
+from eca_jax.plain import TypedFields
 
 SCHEDULES = ("step", "cosine", "exponential", "constant")
 OPTIMIZERS = ("sgd", "lars", "lamb")
@@ -26,7 +27,7 @@ MAX_DECAYS = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(TypedFields, at="optim"):
     """By default the paper's SGD: not Nesterov's; weight decay is added to the gradient of every parameter."""
 
     name: str = "sgd"
@@ -132,7 +133,7 @@ def learning_rate(config: OptimConfig, *, num_examples: int, batch_size: int, to
     warmup = warmup_steps(config, num_examples=num_examples, batch_size=batch_size)
     if warmup > total_steps:
         raise EcaJaxError(
-            f"optim.warmup_epochs: {config.warmup_epochs} epochs are {warmup} of the run's {total_steps} steps, so "
+            f"optim.warmup_epochs: {config.warmup_epochs:g} epochs are {warmup} of the run's {total_steps} steps, so "
             "the rate would never reach its peak; use a shorter warm-up or more epochs"
         )
 

@@ -15,6 +15,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from eca_jax.errors import EcaJaxError
+from eca_jax.plain import TypedFields
 
 Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
 
@@ -26,7 +27,7 @@ SECONDS_TO_GATHER = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterConfig:
+class ClusterConfig(TypedFields, at="cluster"):
     """Several processes. Nothing has to be said where JAX detects the cluster (TPU pods, Slurm, Open MPI)."""
 
     coordinator: str | None = None

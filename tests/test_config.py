@@ -1,21 +1,27 @@
 """What cannot work is refused when the configuration is made, by name and with what was expected."""
 
 import dataclasses
+import json
 import math
 import pathlib
+import re
+from pathlib import Path as P
+from typing import ClassVar
 
+import numpy as np
 import pytest
 from flax import nnx
 
-from eca_jax.config import Config, differences, from_dict, load_config, packaged_configs, to_dict
+from eca_jax.config import CheckpointConfig, Config, differences, from_dict, load_config, packaged_configs, to_dict
 from eca_jax.data.config import DataConfig
+from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.config import ModelConfig, build_model
-from eca_jax.nn.attention import AttentionConfig
+from eca_jax.nn.attention import ATTENTIONS, Attention, AttentionConfig, Identity
 from eca_jax.optim import OptimConfig, peak_rate
 from eca_jax.recipes import paper
 from eca_jax.sharding import ClusterConfig
-from eca_jax.tasks import TASKS, Classification
+from eca_jax.tasks import TASKS, Classification, MultiLabel
 from eca_jax.tasks.mix import MixConfig
 from tests.tiny import brought_from_outside
 
@@ -48,7 +54,6 @@ def test_the_configurations_load_and_survive_json(path):
         (lambda: AttentionConfig("eca", kernel_sizes=0), "expected an odd size of at least 1, got 0: .* use 1 or 3"),
         (lambda: AttentionConfig("eca", kernel_sizes=100001), "expected an odd size of at most 255, got 100001"),
         (lambda: AttentionConfig("eca_ns", kernel_sizes=(3, 257, 3, 3)), "an odd size of at most 255, got 257"),
-        (lambda: AttentionConfig("eca", kernel_sizes=3.0), "expected an odd whole number, got 3.0"),
         (lambda: AttentionConfig("eca", kernel_sizes=()), "one for each stage, got none"),
         (lambda: AttentionConfig("eca", kernel_sizes="adaptiv"), "unknown policy 'adaptiv'"),
         (lambda: OptimConfig(schedule="cosin"), "optim.schedule: expected one of step, cosine"),
@@ -82,6 +87,102 @@ def test_the_configurations_load_and_survive_json(path):
 def test_a_value_that_cannot_work_is_refused(make, message):
     with pytest.raises(EcaJaxError, match=message):
         make()
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The options of a plugin's attention, which check what they are given."""
+
+    low: float = 0.0
+    high: float | None = None
+
+    def __post_init__(self):
+        if self.high is not None and not self.low < self.high:
+            raise EcaJaxError(f"attention.low: expected less than {self.high}, got {self.low}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(Classification):
+    """A plugin's task, which checks what it is given."""
+
+    beams: int = 4
+
+    name: ClassVar[str] = "own"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.beams < 1:
+            raise EcaJaxError(f"beams: expected 1 or more, got {self.beams}")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Config(epochs="3"), "epochs: expected a whole number, got '3'"),
+        (lambda: Config(epochs=3.5), "epochs: expected a whole number, got 3.5"),
+        (lambda: Config(batch_size=np.float32(2)), "batch_size: expected a whole number, got np.float32(2.0)"),
+        (lambda: Config(model="eca_resnet50"), "model: expected ModelConfig, got 'eca_resnet50'"),
+        (lambda: Config(model=None), "model: expected ModelConfig, got None"),
+        (lambda: Config(task=None), "task: expected Task, got None"),
+        (lambda: Config(task=Classification), "task: expected Task, got <class 'eca_j"),
+        (lambda: Config(optim={}), "optim: expected OptimConfig, got {}"),
+        (
+            lambda: Config(sharding_rules=(("fc", "data"),)),
+            "sharding_rules: expected ((text, (text or None, ...)), ...), got (('fc', 'data'),)",
+        ),
+        (lambda: OptimConfig(lr="0.1"), "optim.lr: expected a number, got '0.1'"),
+        (lambda: OptimConfig(lr=None), "optim.lr: expected a number, got None"),
+        (lambda: OptimConfig(lr=True), "optim.lr: expected a number, got True"),
+        (lambda: OptimConfig(lr=10**400), "optim.lr: expected a number, got 100000000000000000...0000000000000000000"),
+        (lambda: OptimConfig(clip_norm="1"), "optim.clip_norm: expected a number or None, got '1'"),
+        (lambda: OptimConfig(drop_epochs=30), "optim.drop_epochs: expected (a whole number, ...), got 30"),
+        (lambda: OptimConfig(lr_scales="fc.*"), "optim.lr_scales: expected ((text, a number), ...), got 'fc.*'"),
+        (lambda: CheckpointConfig(every_epochs=0.5), "checkpoint.every_epochs: expected a whole number, got 0.5"),
+        (lambda: ClusterConfig(coordinator=1), "cluster.coordinator: expected text or None, got 1"),
+        (lambda: DataConfig(name=5), "data.name: expected text, got 5"),
+        (lambda: ModelConfig(name=5), "model.name: expected text, got 5"),
+        (lambda: ModelConfig(small_stem="no"), "model.small_stem: expected True or False, got 'no'"),
+        (lambda: ModelConfig(skip="fc.*", pretrained="x"), "model.skip: expected (text, ...), got 'fc.*'"),
+        (lambda: ModelConfig(attention=5), "model.attention: expected AttentionConfig, got 5"),
+        (lambda: ModelConfig(attention={"kernel_sizes": 3.5}), "attention.kernel_sizes: expected a whole number or"),
+        (lambda: PreprocessConfig(std=0.5), "preprocess.std: expected (a number, a number, a number), got 0.5"),
+        (lambda: PreprocessConfig(mean=object()), "preprocess.mean: expected (a number, a number, a number), got <obj"),
+        (lambda: MixConfig("0.2"), "mix.mixup_alpha: expected a number, got '0.2'"),
+        (lambda: Classification(preprocess=MixConfig()), "preprocess: expected PreprocessConfig, got MixConfig("),
+        (lambda: MultiLabel(threshold="0.5"), "threshold: expected a number, got '0.5'"),
+        (lambda: Own(beams="4"), "beams: expected a whole number, got '4'"),
+        (lambda: Own(label_smoothing="0"), "label_smoothing: expected a number, got '0'"),
+        (lambda: AttentionConfig(3), "attention.kind: expected text or None, got 3"),
+        (
+            lambda: AttentionConfig("eca", kernel_sizes=3.0),
+            "attention.kernel_sizes: expected a whole number or (a whole number, ...) or text, got 3.0",
+        ),
+        (lambda: AttentionConfig("se", reduction="8"), "attention.reduction: expected a whole number or None, got '8'"),
+        (lambda: AttentionConfig("limits", low="0"), "attention.low: expected a number, got '0'"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(make, message):
+    with brought_from_outside():
+        ATTENTIONS.register("limits", Attention(lambda slot, options, rngs: Identity(), Limits))
+        with pytest.raises(EcaJaxError, match=re.escape(message)):
+            make()
+
+
+def test_what_json_would_give_back_is_accepted_and_becomes_plain():
+    """Whole numbers for floats, lists for tuples, NumPy's scalars and paths."""
+    config = Config(
+        model=ModelConfig(attention=AttentionConfig(kernel_sizes=[np.int64(3)] * 4), skip=["fc.*"], pretrained=P("w")),
+        optim=OptimConfig(lr=np.float32(0.5), drop_epochs=[np.int64(5), 7], lr_scales=[["fc.*", 1]], momentum=0),
+        sharding_rules=[["fc/kernel", [None, "data"]]],
+        batch_size=np.int64(64),
+        workdir=P("runs") / "mine",
+    )
+    assert (config.batch_size, config.workdir) == (64, "runs/mine")
+    assert type(config.batch_size) is int
+    assert (config.optim.drop_epochs, config.optim.lr_scales) == ((5, 7), (("fc.*", 1.0),))
+    assert [type(value) for value in (config.optim.lr, config.optim.momentum)] == [float, float]
+    assert config.sharding_rules == (("fc/kernel", (None, "data")),)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_the_attention_may_be_said_by_its_kind_alone():
@@ -123,7 +224,7 @@ def test_fields_of_another_version_and_wrong_types_are_named():
         ("from eca_jax.config import Config\nconfig = Config(epoch=3)", "broken.py: TypeError: .*'epoch'"),
         (
             "from eca_jax.config import Config\nconfig = Config(epochs=1.5)",
-            "Expected `int`, got `float` - at `\\$.epochs`",
+            "epochs: expected a whole number, got 1.5",
         ),
         ("from eca_jax.config import Config\nconfig = Config(epochs=0)", "epochs: expected a positive number, got 0"),
         ("import sys\nsys.exit()", r"broken.py: it ended the process \(SystemExit"),

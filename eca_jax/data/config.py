@@ -3,10 +3,11 @@
 import dataclasses
 
 from eca_jax.errors import EcaJaxError, expect_positive
+from eca_jax.plain import TypedFields
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(TypedFields, at="data"):
     """Where the images come from."""
 
     name: str = "imagenet2012"

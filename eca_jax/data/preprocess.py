@@ -23,6 +23,7 @@ from eca_jax.data.jpeg import Box, open_jpeg, reduction_for
 from eca_jax.data.randaugment import MAX_MAGNITUDE, rand_augment
 from eca_jax.data.resample import resize_lines, taps
 from eca_jax.errors import EcaJaxError
+from eca_jax.plain import TypedFields
 
 try:
     import cykooz_resizer
@@ -38,7 +39,7 @@ LONG = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class PreprocessConfig:
+class PreprocessConfig(TypedFields, at="preprocess"):
     """How training and evaluation images are made. Sizes in pixels."""
 
     image_size: int = 224

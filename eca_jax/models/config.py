@@ -11,12 +11,13 @@ from eca_jax.errors import EcaJaxError, expect_one_of, expect_positive, expect_s
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.registry import create_model, resolve_attention
 from eca_jax.nn.attention import AttentionConfig
+from eca_jax.plain import TypedFields
 
 DTYPES = ("float32", "bfloat16", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(TypedFields, at="model"):
     """The network; see `eca_jax.create_model`."""
 
     name: str = "eca_resnet50"
@@ -44,8 +45,6 @@ class ModelConfig:
     for checks of arithmetic and needs JAX_ENABLE_X64=1."""
 
     def __post_init__(self):
-        if isinstance(self.attention, str):
-            object.__setattr__(self, "attention", AttentionConfig(self.attention))
         resolve_attention(self.name, self.attention)
         expect_one_of("model.dtype", self.dtype, DTYPES)
         if self.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]

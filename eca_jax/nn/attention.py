@@ -17,7 +17,7 @@ from flax import nnx
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.layers import linear, uniform_fan_in
-from eca_jax.plain import from_plain, to_plain
+from eca_jax.plain import field_types, of_type, to_plain
 from eca_jax.plugins import Registry
 
 KernelSizes = int | tuple[int, ...] | str
@@ -132,7 +132,7 @@ class AttentionConfig:
     """
 
     def __init__(self, kind: str | None = None, **options: Any):
-        self.kind = kind
+        self.kind = of_type("attention.kind", kind, str | None)
         """A name in `ATTENTIONS` ('none', 'eca', 'eca_ns', 'se'); None is what the model's name says."""
         self.given = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         """The options that were said; the others have their defaults."""
@@ -147,11 +147,11 @@ class AttentionConfig:
           EcaJaxError: unknown kind, an option that the kind does not have, or of another type.
         """
         row = attention_row(self.kind or "none")
-        known = {field.name for field in dataclasses.fields(row.options)}
-        for name in sorted(self.given.keys() - known):
+        known = field_types(row.options)
+        for name in sorted(self.given.keys() - known.keys()):
             has = f"it has {', '.join(sorted(known))}" if known else "it has none"
             raise EcaJaxError(f"attention.{name}: the attention {self.kind!r} has no such option; {has}")
-        return from_plain(to_plain(row.options(**self.given)), row.options, "attention")
+        return row.options(**{name: of_type(f"attention.{name}", v, known[name]) for name, v in self.given.items()})
 
     def resolved(self) -> "AttentionConfig":
         """The same with every option said."""
@@ -166,9 +166,9 @@ class AttentionConfig:
         return {"kind": self.kind, **to_plain(self.given)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "AttentionConfig":
-        """The inverse of `to_dict`."""
-        return cls(**values)
+    def from_dict(cls, values: dict[str, Any] | str) -> "AttentionConfig":
+        """The inverse of `to_dict`; a string is the kind."""
+        return cls(values) if isinstance(values, str) else cls(**values)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AttentionConfig) and (self.kind, self.given) == (other.kind, other.given)

@@ -24,7 +24,7 @@ from eca_jax.data.records import Source
 from eca_jax.memory import SMALLER, Fitting
 from eca_jax.models.base import Backbone
 from eca_jax.models.config import ModelConfig, build_model
-from eca_jax.plain import to_plain
+from eca_jax.plain import TypedFields, to_plain
 
 Example = Any
 """A tree (dicts) of NumPy arrays. It has at least `image`, uint8 (h, w, 3), and `mask`, float32 (): 0 where there is no
@@ -38,7 +38,7 @@ Finish = Callable[[], Example]
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(TypedFields):
     """Base of the tasks, which are frozen dataclasses.
 
     Names of the form `train_*`, `loss` are of training, `eval_*`, `evaluate`, `scores` of evaluation.

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from eca_jax.errors import EcaJaxError
+from eca_jax.plain import TypedFields
 
 
 @dataclasses.dataclass(frozen=True)
-class MixConfig:
+class MixConfig(TypedFields, at="mix"):
     """Mixup and CutMix, on the device: each pair of neighbours in a batch is mixed with a share of its own."""
 
     mixup_alpha: float = 0.0
