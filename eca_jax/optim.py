@@ -74,9 +74,12 @@ class OptimConfig(TypedFields, at="optim"):
         for pattern, factor in self.lr_scales:
             if not 0 <= factor < math.inf:
                 raise EcaJaxError(f"optim.lr_scales: expected a factor of 0 or more for {pattern!r}, got {factor}")
-        for name in ("weight_decay", "warmup_epochs", "drop_factor", "decay_per_epoch", "max_skipped"):
+        for name in ("weight_decay", "warmup_epochs", "max_skipped"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise EcaJaxError(f"optim.{name}: expected 0 or more, got {getattr(self, name)}")
+        for name in ("drop_factor", "decay_per_epoch"):
+            if not 0 < getattr(self, name) <= 1:
+                raise EcaJaxError(f"optim.{name}: expected 0 < {name} <= 1, got {getattr(self, name)}")
         if any(epoch < 1 for epoch in self.drop_epochs):
             raise EcaJaxError(f"optim.drop_epochs: expected epochs of at least 1, got {self.drop_epochs}")
 
