@@ -186,10 +186,12 @@ def _check_kernel_size(size: int) -> int:
         raise EcaJaxError(f"attention.kernel_sizes: expected an odd whole number, got {size!r}")
     if size > MAX_KERNEL_SIZE:
         raise EcaJaxError(f"attention.kernel_sizes: expected an odd size of at most {MAX_KERNEL_SIZE}, got {size}")
-    if size < 1 or size % 2 == 0:
+    if size < 1:
+        raise EcaJaxError(f"attention.kernel_sizes: expected an odd size of at least 1, got {size}")
+    if size % 2 == 0:
         raise EcaJaxError(
             f"attention.kernel_sizes: expected an odd size of at least 1, got {size}: "
-            f"an even kernel has no centre channel; use {max(size - 1, 1)} or {max(size + 1, 3)}"
+            f"an even kernel has no centre channel; use {size - 1} or {size + 1}"
         )
     return size
 
