@@ -104,6 +104,7 @@ def test_a_run_is_read(old_run):
     found = read_run(old_run)
     assert (found.step, found.metrics, found.num_examples) == (6, None, 320)
     (old_row,) = (row for row in rows(OLD / "metrics.jsonl") if (row["kind"], row["step"]) == ("eval", 5))
+    assert read_run(old_run, 5).step == 5
     assert read_run(old_run, "best").metrics == {name: old_row[name] for name in ("loss", "top1", "top5", "count")}
     assert found.config.task.name == "classification"
     assert_old_logits(found.model)

@@ -35,10 +35,10 @@ class Run:
     """Of the evaluation at that step."""
 
 
-def read_run(run: str | pathlib.Path, which: str = "latest") -> Run:
-    """Everything that a checkpoint holds and another framework could use."""
+def read_run(run: str | pathlib.Path, which: str | int = "latest") -> Run:
+    """Everything that a checkpoint holds and another framework could use; `which` is as of `load_run`."""
     with open_run(run) as checkpoints:
-        step = choose_step(checkpoints, which)
+        step = choose_step(checkpoints, str(which))
         saved = checkpoints.read_run(step)
         config, class_names = from_dict(saved["config"]), tuple(saved["class_names"])
         plan = _plan_on_one_device(config, saved["num_examples"], len(class_names))
@@ -50,8 +50,11 @@ def read_run(run: str | pathlib.Path, which: str = "latest") -> Run:
     return Run(model, momentum, config, class_names, saved["num_examples"], step, metrics)
 
 
-def load_run(run: str | pathlib.Path, which: str = "latest") -> tuple[Backbone, Config, tuple[str, ...]]:
-    """The model of a checkpoint in evaluation mode, the configuration and the class names of its run."""
+def load_run(run: str | pathlib.Path, which: str | int = "latest") -> tuple[Backbone, Config, tuple[str, ...]]:
+    """The model of a checkpoint in evaluation mode, the configuration and the class names of its run.
+
+    `which` is 'latest', 'best' or a step.
+    """
     found = read_run(run, which)
     return found.model, found.config, found.class_names
 
