@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import pathlib
 from typing import Annotated
 
@@ -68,9 +69,11 @@ class Config(TypedFields):
     eval_every_epochs: int = 1
     """The last step is always evaluated."""
     workdir: str = "runs/eca_resnet50"
-    """Checkpoints, metrics.jsonl, config.json and TensorBoard files of the run."""
+    """Checkpoints, metrics.jsonl, config.json and TensorBoard files of the run. A ~ at the start is the home directory,
+    also where the shell leaves it (--workdir=~/run)."""
 
     def __post_init__(self):
+        object.__setattr__(self, "workdir", os.path.expanduser(self.workdir))
         if type(self.task) is not TASKS.get(self.task.name):
             raise EcaJaxError(
                 f"task: {type(self.task).__name__} is not registered as {self.task.name!r}: say so where it is "

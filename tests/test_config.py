@@ -51,7 +51,8 @@ def test_the_configurations_load_and_survive_json(path):
             "expected an odd size of at least 1, got 4: .* use 3 or 5",
         ),
         (lambda: AttentionConfig("eca", kernel_sizes=(3, 5, 6, 7)), "expected an odd size of at least 1, got 6"),
-        (lambda: AttentionConfig("eca", kernel_sizes=0), "expected an odd size of at least 1, got 0: .* use 1 or 3"),
+        (lambda: AttentionConfig("eca", kernel_sizes=0), "expected an odd size of at least 1, got 0$"),
+        (lambda: AttentionConfig("eca", kernel_sizes=-3), "expected an odd size of at least 1, got -3$"),
         (lambda: AttentionConfig("eca", kernel_sizes=100001), "expected an odd size of at most 255, got 100001"),
         (lambda: AttentionConfig("eca_ns", kernel_sizes=(3, 257, 3, 3)), "an odd size of at most 255, got 257"),
         (lambda: AttentionConfig("eca", kernel_sizes=()), "one for each stage, got none"),
@@ -187,6 +188,12 @@ def test_what_json_would_give_back_is_accepted_and_becomes_plain():
     assert [type(value) for value in (config.optim.lr, config.optim.momentum)] == [float, float]
     assert config.sharding_rules == (("fc/kernel", (None, "data")),)
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_a_workdir_may_begin_at_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert Config(workdir="~/runs/mine").workdir == "/home/me/runs/mine"
+    assert Config(workdir="runs/~mine").workdir == "runs/~mine"
 
 
 def test_the_attention_may_be_said_by_its_kind_alone():
