@@ -160,7 +160,7 @@ def _touched(path):
         ({"label_names": [1] * 10}, "Expected `str`, got `int`"),
         ({"input_size": [3, 60000, 60000]}, "image_size 60000 and eval_resize 78750; expected at most 8192 pixels"),
         ({"input_size": [3, float("inf"), 8]}, "does not say as timm does how images are made: OverflowError"),
-        ({"input_size": [3, 16.5, 16.5]}, "Expected `int`, got `float`"),
+        ({"input_size": [3, 16.5, 16.5]}, "preprocess.image_size: expected a whole number, got 16.5"),
         ({"interpolation": "lanczos"}, "unknown 'lanczos'"),
     ],
     ids=["nested", "bytes", "labels", "no names", "image size", "infinite", "half a pixel", "interpolation"],
