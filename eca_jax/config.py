@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import os
 import pathlib
-from typing import Annotated
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import tyro
 
@@ -148,6 +148,24 @@ def plugins_of(config: Config) -> list[str]:
     return sorted({plugin for plugin in found if plugin is not None})
 
 
+class _Named(TypedDict):
+    name: str
+
+
+class _NamedModel(_Named):
+    attention: NotRequired[dict[str, Any]]
+
+
+class _Outline(TypedDict):
+    """What every version wrote, as far as it is looked at before the fields are."""
+
+    model: _NamedModel
+    data: _Named
+    optim: dict[str, Any]
+    task: NotRequired[_Named]
+    plugins: NotRequired[list[str]]
+
+
 def from_dict(values: dict) -> Config:
     """The inverse of `to_dict`; also of what earlier versions wrote.
 
@@ -155,6 +173,7 @@ def from_dict(values: dict) -> Config:
       EcaJaxError: names the field that has the wrong type, or that this version does not know, or the plugin that is
         needed first.
     """
+    from_plain(values, _Outline, "config")
     values = dict(values)
     plugins = values.pop("plugins", [])
     values = from_old(values)

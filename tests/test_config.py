@@ -228,6 +228,20 @@ def test_fields_of_another_version_and_wrong_types_are_named():
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [("task", 5), ("task", {"name": 5}), ("plugins", 5), ("plugins", [5]), ("optim", 3), ("model", {"name": []})],
+)
+@pytest.mark.parametrize("version", ["0.1.0", "today"])
+def test_values_of_another_form_are_named_whatever_version_wrote_them(name, value, version):
+    values = to_dict(Config())
+    if version == "0.1.0":
+        del values["task"]
+    with pytest.raises(EcaJaxError, match=rf"^config: Expected .* at `\$\.{name}") as caught:
+        from_dict(values | {name: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("config = Config(", "broken.py, line 1: SyntaxError"),
