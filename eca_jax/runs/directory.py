@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 
 import jax
@@ -24,7 +25,15 @@ from eca_jax.errors import EcaJaxError, expect_text
 from eca_jax.runs.checkpoint import CHECKPOINTS, DAMAGED, Checkpoints, NotSaved
 
 CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+LOCK = ".lock"
+
+KINDS = {"file": pathlib.Path.is_file, "directory": pathlib.Path.is_dir}
+PLACES = {CONFIG_FILE: "file", METRICS_FILE: "file", LOCK: "file"} | dict.fromkeys(
+    (CHECKPOINTS, DAMAGED, TENSORBOARD), "directory"
+)
+"""Of which kind each thing in a run is, where it is there."""
 
 
 @contextlib.contextmanager
@@ -68,41 +77,74 @@ def _cannot_write(error: BaseException | None, run: pathlib.Path) -> str | None:
 
 
 def claim_directory(run: pathlib.Path, config: Config) -> None:
-    """Makes the run directory, or refuses one that holds something else."""
+    """Makes the run directory.
+
+    Raises:
+      EcaJaxError: it cannot be one, or holds something else, or the rows of a run whose checkpoints are gone.
+    """
     if "://" in config.workdir:
         raise EcaJaxError(
             f"workdir: {config.workdir} is an address; expected a directory: mount the bucket (for Google Cloud "
             "Storage with gcsfuse) and name the directory"
         )
     expect_text("workdir", run)
-    if run.exists() and not run.is_dir():
-        raise EcaJaxError(f"workdir: {run} is a file; expected a directory")
     try:
         run.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        place = pathlib.Path(error.filename)
+        what = "a file" if place.is_file() else f"a link to {os.readlink(place)}, which leads nowhere"
+        raise EcaJaxError(f"workdir: {place} is {what}; expected a directory") from error
     except OSError as error:
         raise EcaJaxError(
             f"workdir: cannot make the directory {run} ({error.strerror}); choose another --workdir"
         ) from error
+    check_places(run, "workdir")
     foreign = [] if (run / CONFIG_FILE).is_file() else [p.name for p in run.glob("*") if not p.name.startswith(".")]
     if foreign:
         raise EcaJaxError(
             f"workdir: {run} holds {', '.join(sorted(foreign)[:3])} and no {CONFIG_FILE}, so it is no run of eca_jax: "
             "choose an empty or new directory with --workdir"
         )
-    for name in (CHECKPOINTS, DAMAGED, TENSORBOARD):
-        if (run / name).exists() and not (run / name).is_dir():
-            raise EcaJaxError(
-                f"workdir: {run / name} is a file; expected a directory of the run: move the file away, or choose "
-                "another --workdir"
-            )
+    rows = run / METRICS_FILE
+    if rows.is_file() and rows.stat().st_size and not (run / CHECKPOINTS).exists():  # a run makes it before its rows
+        raise EcaJaxError(
+            f"workdir: {rows} has rows of a run whose {CHECKPOINTS} are gone, and to start anew would replace them: "
+            f"put {run / CHECKPOINTS} back to go on; or, to start anew, move {METRICS_FILE} away, or choose another "
+            "--workdir"
+        )
+    for directory in (run, *(run / name for name in (CHECKPOINTS, DAMAGED, TENSORBOARD))):
+        if directory.exists():
+            tempfile.TemporaryFile(dir=directory).close()  # what may not be written is said now, not after an epoch
     if not (run / CONFIG_FILE).is_file() and jax.process_index() == 0:
         write_config(run, config)
+
+
+def check_places(run: pathlib.Path, what: str) -> None:
+    """Looks whether what is in a run is of its kind and may be read; `what` is the option that names the run.
+
+    Raises:
+      EcaJaxError: names the first that is not.
+    """
+    for name, expected in PLACES.items():
+        place = run / name
+        try:
+            if not place.exists():
+                continue
+            found = next((kind for kind, is_kind in KINDS.items() if is_kind(place)), "special file")
+            if found != expected:
+                raise EcaJaxError(
+                    f"{what}: {place} is a {found}; expected a {expected} of the run: move the {found} away, or choose "
+                    f"another --{what}"
+                )
+            (os.scandir if expected == "directory" else open)(place).close()
+        except PermissionError as error:
+            raise EcaJaxError(f"{what}: cannot read {place} ({error.strerror}); make it readable") from error
 
 
 @contextlib.contextmanager
 def locked(run: pathlib.Path) -> Iterator[None]:
     """Keeps a second process that is given the same run directory from writing into it."""
-    with (run / ".lock").open("w") as file:
+    with (run / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -143,11 +185,30 @@ def read_config(run: pathlib.Path) -> Config:
     Raises:
       EcaJaxError: it is damaged, or of another version, or needs a plugin.
     """
+    file = run / CONFIG_FILE
     try:
-        values = json.loads((run / CONFIG_FILE).read_text())
+        values = json_object(file.read_text())
     except ValueError as error:
-        raise EcaJaxError(f"{run / CONFIG_FILE} is damaged: {error}") from error
-    return from_dict(values)
+        raise EcaJaxError(f"{file} is damaged: {error}") from error
+    try:
+        return from_dict(values)
+    except EcaJaxError as error:
+        raise EcaJaxError(f"{file}: {error}") from error
+
+
+def json_object(text: str) -> dict:
+    """What a text of JSON says.
+
+    Raises:
+      ValueError: it is no JSON, or another value than an object.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {text.strip()[:40]!r}")
+    return value
 
 
 def check_continues(checkpoints: Checkpoints, step: int, run: dict) -> None:
@@ -179,6 +240,7 @@ def open_run(run: str | pathlib.Path) -> Checkpoints:
     expect_text("run", run)
     if not run.is_dir():
         raise EcaJaxError(f"there is no run directory {run}: give the --workdir of a training run")
+    check_places(run, "run")
     if not (run / CONFIG_FILE).is_file():
         raise EcaJaxError(f"{run} is no run of eca_jax: it has no {CONFIG_FILE}")
     if not (run / CHECKPOINTS).is_dir():

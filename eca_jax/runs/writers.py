@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import tqdm
 
 from eca_jax.errors import EcaJaxError
-from eca_jax.runs.directory import TENSORBOARD
+from eca_jax.runs.directory import METRICS_FILE, TENSORBOARD, json_object
 from eca_jax.tasks.base import Task
 
 
@@ -33,8 +33,6 @@ with without("torch"):  # half a gigabyte and seconds, of which the events need 
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
     from tensorboardX.summary import scalar
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class Writer:
@@ -87,7 +85,7 @@ class Writer:
         kept = []
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
+                row = json_object(line)
                 if row["step"] < start or (row["step"] == start and not (evaluation_due and row["kind"] == "eval")):
                     kept.append(line)
             except (ValueError, TypeError, KeyError) as error:

@@ -1,7 +1,10 @@
 """A run knows its data by what they are: relative paths and sizes, wherever they lie."""
 
+import errno
+import os
 import pathlib
 import shutil
+import tempfile
 
 import pytest
 
@@ -9,7 +12,13 @@ from eca_jax.config import Config, DataConfig
 from eca_jax.convert.files import read_weights
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
-from eca_jax.runs.directory import check_continues, claim_directory, open_run
+from eca_jax.runs.directory import (
+    PLACES,
+    check_continues,
+    claim_directory,
+    open_run,
+    stops_where_nothing_can_be_written,
+)
 from eca_jax.runs.run import describe_run
 from eca_jax.runs.writers import Writer
 from eca_jax.tasks import Classification
@@ -87,21 +96,117 @@ def test_a_checkpoint_of_version_0_1_0_knows_its_data_by_name(tmp_path):
         check_continues(Saved(old), 1, describe(tmp_path / "copy"))
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "checkpoints-damaged", "tensorboard"])
-def test_a_file_where_a_directory_belongs_is_refused_at_the_start(tmp_path, name):
+@pytest.mark.parametrize("name", PLACES)
+def test_what_is_not_of_its_kind_is_refused_at_the_start(tmp_path, name):
+    config, place = Config(workdir=str(tmp_path)), tmp_path / name
+    claim_directory(tmp_path, config)
+    place.unlink(missing_ok=True)
+    found, expected = ("file", "directory") if PLACES[name] == "directory" else ("directory", "file")
+    (place.touch if found == "file" else place.mkdir)()
+    said = f": {place} is a {found}; expected a {expected} of the run: move the {found} away, or choose another --"
+    assert refusal(claim_directory, tmp_path, config) == f"workdir{said}workdir"
+    assert refusal(open_run, tmp_path) == f"run{said}run"
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+    for name in ("nowhere", "file", "loop"):
+        (tmp_path / name).symlink_to({"nowhere": "gone", "file": "plain", "loop": "loop"}[name])
+    (tmp_path / "plain").touch()
+
+    def said(name: str) -> str:
+        run = tmp_path / name
+        return refusal(claim_directory, run, Config(workdir=str(run)))
+
+    assert (
+        said("nowhere") == f"workdir: {tmp_path}/nowhere is a link to gone, which leads nowhere; expected a directory"
+    )
+    assert said("nowhere/run") == said("nowhere")
+    assert "is a link to loop, which leads nowhere" in said("loop")
+    assert said("file") == f"workdir: {tmp_path}/file is a file; expected a directory"
+    assert "(Not a directory); choose another --workdir" in said("plain/run")
+    assert "(File name too long); choose another --workdir" in said("x" * 300)
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoints"])
+def test_what_may_not_be_read_is_named(tmp_path, monkeypatch, name):
+    """Caused at the call: nothing is forbidden to root, who may run this test."""
     config = Config(workdir=str(tmp_path))
     claim_directory(tmp_path, config)
-    (tmp_path / name).touch()
+    (tmp_path / "checkpoints").mkdir()
+
+    def forbidden(function):
+        def wrapped(path, *args, **kwargs):
+            if path == tmp_path / name:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path, *args, **kwargs)
+
+        return wrapped
+
+    monkeypatch.setattr(os, "scandir", forbidden(os.scandir))
+    monkeypatch.setattr("builtins.open", forbidden(open))
+    said = f": cannot read {tmp_path / name} (Permission denied); make it readable"
+    with stops_where_nothing_can_be_written(tmp_path):
+        assert refusal(claim_directory, tmp_path, config) == f"workdir{said}"
+    assert refusal(open_run, tmp_path) == f"run{said}"
+
+
+def test_checkpoints_that_may_not_be_written_are_named_at_the_start(tmp_path, monkeypatch):
+    config, place = Config(workdir=str(tmp_path)), tmp_path / "checkpoints"
+    claim_directory(tmp_path, config)
+    place.mkdir()
+    make = tempfile.TemporaryFile
+
+    def temporary_file(dir):
+        if dir == place:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(dir))
+        return make(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", temporary_file)
+
+    def start() -> None:
+        with stops_where_nothing_can_be_written(tmp_path):
+            claim_directory(tmp_path, config)
+
+    assert refusal(start).startswith(f"workdir: cannot write into {tmp_path} (Permission denied; ")
+
+
+def test_the_rows_of_a_run_whose_checkpoints_are_gone_are_not_replaced(tmp_path):
+    config, rows = Config(workdir=str(tmp_path)), tmp_path / "metrics.jsonl"
+    claim_directory(tmp_path, config)
+    (tmp_path / "checkpoints").mkdir()
+    rows.write_text('{"kind": "train", "step": 4}\n')
+    claim_directory(tmp_path, config)  # it died before its first checkpoint
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
     message = refusal(claim_directory, tmp_path, config)
-    assert message.startswith(f"workdir: {tmp_path / name} is a file; expected a directory of the run: move")
+    assert message.startswith(f"workdir: {rows} has rows of a run whose checkpoints are gone")
+    assert f"put {tmp_path}/checkpoints back to go on; or, to start anew, move metrics.jsonl away" in message
+    rows.unlink()
+    claim_directory(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("null", " is damaged: expected a JSON object, got 'null'"),
+        ("[]", " is damaged: expected a JSON object, got '[]'"),
+        ("[" * 100_000, " is damaged: it is nested too deeply"),
+        ('{"model"', " is damaged: Expecting ':' delimiter: line 1 column 9 (char 8)"),
+        ("{}", ": config: Object missing required field `model`"),
+    ],
+)
+def test_a_configuration_that_is_none_is_named(tmp_path, text, why):
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "checkpoints").mkdir()
+    assert refusal(open_run, tmp_path) == f"{tmp_path}/config.json{why}"
 
 
 def open_writer(run: pathlib.Path) -> Writer:
     return Writer(run, Classification(), start=9, evaluation_due=False, total=10, batch_size=1)
 
 
-def test_metrics_that_are_no_text_are_named_by_their_line(tmp_path):
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"kind": "train", "step": 1}\n\xff\xfe{}\n')
+@pytest.mark.parametrize("row", [b"\xff\xfe{}", b"[" * 100_000, b"5", b'{"step": "1"}', b"{}"])
+def test_what_is_no_row_of_metrics_is_named_by_its_line(tmp_path, row):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"kind": "train", "step": 1}\n' + row + b"\n")
     message = refusal(open_writer, tmp_path)
     assert f"{tmp_path}/metrics.jsonl, line 2: " in message
     assert message.endswith("is not a row of metrics; remove it")
