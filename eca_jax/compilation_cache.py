@@ -9,6 +9,7 @@ import pathlib
 import re
 import sys
 import warnings
+from collections.abc import Callable
 
 import jax
 
@@ -26,13 +27,16 @@ def keep_compiled_programs() -> None:
     directory that all of them see is safe, and which one that is the user knows.
     """
     directory, settings = default_directory(), jax.config
-    if settings.jax_compilation_cache_dir is not None or not settings.jax_enable_compilation_cache:  # type: ignore
+    if not settings.jax_enable_compilation_cache:  # type: ignore
+        return
+    if (given := settings.jax_compilation_cache_dir) is not None:  # type: ignore
+        say_trouble(given, lambda program: None)  # what is in it is the user's
         return
     if directory is None or jax.process_count() > 1:
         return
     with contextlib.suppress(OSError):
         forget_oldest(directory, MAX_BYTES)
-    forget_damaged(directory)
+    say_trouble(directory, lambda program: forget(directory, program))
     settings.update("jax_compilation_cache_dir", str(directory))
 
 
@@ -55,28 +59,36 @@ def forget_oldest(directory: pathlib.Path, max_bytes: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def forget_damaged(directory: pathlib.Path) -> None:
-    """From now on deletes a program's entries when JAX warns that it cannot read or write them, and says so once.
+def forget(directory: pathlib.Path, program: str) -> None:
+    """Deletes a program's entries that could not be read or written.
 
     JAX writes an entry in place and never over another, so one that a full disk or a kill has cut short would be in
     the way for good.
     """
+    with contextlib.suppress(OSError):
+        for path in directory.glob(f"{program}-*-cache"):
+            path.unlink(missing_ok=True)
+
+
+def say_trouble(directory: str | pathlib.Path, remedy: Callable[[str], None]) -> None:
+    """From now on JAX's warnings that it cannot read or write a program's entry are one line, said once.
+
+    `remedy` is called with the program's name each time.
+    """
     show, said = warnings.showwarning, False
 
-    def show_or_forget(message, *args, **kwargs) -> None:
+    def show_in_a_line(message, *args, **kwargs) -> None:
         nonlocal said
         trouble = TROUBLE.match(str(message))
         if trouble is None:
             show(message, *args, **kwargs)
             return
         verb, program, reason = trouble.groups()
-        with contextlib.suppress(OSError):
-            for path in directory.glob(f"{program}-*-cache"):
-                path.unlink(missing_ok=True)
+        remedy(program)
         if not said:
             said = True
             print(
                 f"warning: {verb} compiled programs in {directory}: {' '.join(reason.split())[:200]}", file=sys.stderr
             )
 
-    warnings.showwarning = show_or_forget
+    warnings.showwarning = show_in_a_line

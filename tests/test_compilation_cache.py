@@ -85,6 +85,13 @@ def test_jax_s_own_settings_come_first(command, tmp_path):
     assert list((tmp_path / "mine").glob("jit_first-*"))
 
 
+def test_trouble_with_a_directory_of_the_user_s_is_one_line_too(command, tmp_path):
+    printed, warned = command(JAX_COMPILATION_CACHE_DIR="/dev/null/nope")
+    assert printed == "1.0 2.0 0 hits"
+    assert warned.startswith("warning: reading compiled programs in /dev/null/nope: ")
+    assert warned.count("\n") == 0
+
+
 def test_the_directory_is_xdg_s(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
