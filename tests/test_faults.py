@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from eca_jax.config import CheckpointConfig, Config, ModelConfig
 from eca_jax.errors import EcaJaxError
 from eca_jax.runs.checkpoint import Checkpoints, DamagedCheckpoint, checksums
+from eca_jax.runs.directory import claim_directory
 from eca_jax.runs.run import load_run, read_run
 from eca_jax.runs.writers import Writer
 from eca_jax.sharding import make_mesh
@@ -384,3 +385,5 @@ def test_a_directory_that_may_not_be_written_stops_the_run(tmp_path, undisturbed
 def test_an_address_is_no_directory():
     with pytest.raises(EcaJaxError, match=r"workdir: gs://bucket/run is an address; expected a directory: mount"):
         train(dataclasses.replace(SHORT, workdir="gs://bucket/run"))
+    with pytest.raises(EcaJaxError, match=r"workdir: s3:/bucket/run is an address; expected a directory: mount"):
+        claim_directory(pathlib.Path("s3:/bucket/run"), dataclasses.replace(SHORT, workdir="s3:/bucket/run"))

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ def claim_directory(run: pathlib.Path, config: Config) -> None:
     Raises:
       EcaJaxError: it cannot be one, or holds something else, or the rows of a run whose checkpoints are gone.
     """
-    if "://" in config.workdir:
+    if re.match(r"\w[\w+.-]*:/", config.workdir):  # with one slash too, of which TensorBoard's writer makes a bucket
         raise EcaJaxError(
             f"workdir: {config.workdir} is an address; expected a directory: mount the bucket (for Google Cloud "
             "Storage with gcsfuse) and name the directory"
@@ -257,6 +258,6 @@ def choose_step(checkpoints: Checkpoints, which: str) -> int:
                 f"{checkpoints.directory} has no {which} checkpoint; there are {checkpoints.steps() or 'none'}"
             )
         return step
-    if not which.isdecimal():
+    if not (which.isascii() and which.isdecimal()):
         raise EcaJaxError(f"checkpoint: expected 'latest', 'best' or a step, got {which!r}")
     return int(which)
