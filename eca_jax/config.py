@@ -253,9 +253,10 @@ def find_config(name: str) -> pathlib.Path:
     if name in own:
         return own[name]
     if not file.is_file():
+        what = "file" if file.suffix or len(file.parts) > 1 or file.is_dir() else "configuration"
         others = [str(other) for other in sorted((file if file.is_dir() else file.parent).glob("*.py"))]
         near = difflib.get_close_matches(name, others, n=3) or difflib.get_close_matches(file.stem, own, n=3)
-        what = "file" if file.suffix or len(file.parts) > 1 or file.is_dir() else "configuration"
+        others = others if what == "file" else []  # a bare name is meant for one of the package's own
         raise EcaJaxError(f"--config: there is no {what} {name}; there are: {', '.join(near or others or own)}")
     if file.suffix != ".py":
         raise EcaJaxError(f"--config: {name}: expected a Python file (.py) that defines `config = Config(...)`")

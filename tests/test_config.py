@@ -268,6 +268,8 @@ def test_a_missing_configuration_file_is_answered_with_those_that_are_there(tmp_
         load_config("configs/eca_resnet5.py")
     with pytest.raises(EcaJaxError, match=r"no file configs; there are: .*configs/digits.py"):
         load_config("configs")
+    with pytest.raises(EcaJaxError, match=r"no configuration nope; there are: cifar10, digits, eca_mobilenet_v2, "):
+        load_config("nope")  # beside train.py
     with pytest.raises(EcaJaxError, match=r"no configuration ecaresnet50; there are: ecaresnet50t, eca_resnet50"):
         load_config("ecaresnet50")
     (tmp_path / "config.txt").write_text("config = 3")
