@@ -8,8 +8,10 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, cast
 
 import tyro
@@ -47,7 +49,7 @@ def overridden(path: str, args: Sequence[str], *, prog: str, description: str, o
     registry.struct_rule(lambda info: _attention_fields(info, kind or "none", implied))
     box = io.StringIO()
     try:
-        with registry, contextlib.redirect_stderr(box):
+        with registry, contextlib.redirect_stderr(box), _wide_enough():
             found, unknown = tyro.cli(
                 Config, prog=prog, description=description, default=config, args=args, return_unknown_args=True
             )
@@ -58,6 +60,22 @@ def overridden(path: str, args: Sequence[str], *, prog: str, description: str, o
     if unknown:
         raise EcaJaxError(unknown_option(args, unknown, [*_options(found), *others]))
     return found
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """In a terminal of hardly any width, or one that says nonsense of it, tyro would lay out its help for minutes."""
+    given, width = os.environ.get("COLUMNS"), shutil.get_terminal_size().columns
+    os.environ["COLUMNS"] = str(max(width, MIN_COLUMNS))
+    try:
+        yield
+    finally:
+        del os.environ["COLUMNS"]
+        if given is not None:
+            os.environ["COLUMNS"] = given
+
+
+MIN_COLUMNS = 40
 
 
 def _options(config: Config) -> list[str]:
@@ -81,12 +99,15 @@ def _refused(exit_: SystemExit, box: str, args: Sequence[str]) -> EcaJaxError:
     option = next(iter(re.findall(r"(?:Error parsing |argument ')(--[\w.-]+)", box)), None)
     if option is None:
         return EcaJaxError(" ".join(filter(None, lines)))
-    form = next((line.removeprefix(option).strip() for line in lines if line.startswith(f"{option} ")), "a value")
+    several = re.search(r"Expected ([2-9] values)", " ".join(lines))
+    usual = several[1] if several else "a value"
+    form = next((line.removeprefix(option).strip() for line in lines if line.startswith(f"{option} ")), usual)
     given = _values(option, args)
     return EcaJaxError(f"{option}: expected {FORMS.get(form, form)}, got {' '.join(map(repr, given)) or 'none'}")
 
 
 FORMS = {"INT": "a whole number", "FLOAT": "a number", "[INT [INT ...]]": "whole numbers"}
+FORMS |= {"FLOAT FLOAT FLOAT": "three numbers"}
 FORMS |= {f"{{None}}|{form}": f"{meaning} or None" for form, meaning in FORMS.items()}
 """What tyro calls the form of a value -> in words; others stay as they are ([STR FLOAT [STR FLOAT ...]])."""
 
