@@ -32,6 +32,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self.register("type", None, _not_empty)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Answers a typo before argparse misses what is required: `eca-jax --verison` has no COMMAND."""
+        args = list(sys.argv[1:] if args is None else args)
+        if self._subparsers is not None and args and args[0].startswith("-") and args[0] not in self.options():
+            raise EcaJaxError(unknown_option(args, args[:1], self.options()))
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         raise EcaJaxError(f"{message} ({self.prog} --help lists what there is)")
 
@@ -279,7 +286,7 @@ def _not_empty(text: str) -> str:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
     return int(text)
 
@@ -473,6 +480,10 @@ def _export(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _say_compiling(target: Any) -> None:
+    print(f"compiling for {target.describe()}; this can take minutes", file=sys.stderr)
+
+
 def _precompile(args: argparse.Namespace) -> int:
     import json
 
@@ -487,8 +498,9 @@ def _precompile(args: argparse.Namespace) -> int:
         args.config, args.overrides, prog="eca-jax precompile", description=f"Of {args.config}:", others=args.options
     )
     num_classes, num_examples = declared_size(config.data, args.num_classes, args.num_examples)
-    print(f"compiling for {target.describe()}; this can take minutes", file=sys.stderr)
-    report = precompile(config, target, num_classes=num_classes, num_examples=num_examples)
+    report = precompile(
+        config, target, num_classes=num_classes, num_examples=num_examples, started=lambda: _say_compiling(target)
+    )
     values = to_dict(report)
     print(json.dumps(values, indent=2) if args.json else to_table(values))
     return EXIT_OK
@@ -513,8 +525,9 @@ def _benchmark(args: argparse.Namespace) -> int:
     print(throughput.describe(), flush=True)
     if target is not None:
         num_classes, num_examples = declared_size(config.data)
-        print(f"compiling for {target.describe()}; this can take minutes", file=sys.stderr)
-        report = precompile(config, target, num_classes=num_classes, num_examples=num_examples)
+        report = precompile(
+            config, target, num_classes=num_classes, num_examples=num_examples, started=lambda: _say_compiling(target)
+        )
         per_second = config.batch_size / report.roofline_seconds
         print(throughput.describe_need(target.name, target.chips, per_second))
     return EXIT_OK

@@ -1,6 +1,7 @@
 """The commands: one line for what the user can mend, and the exit status that says it."""
 
 import json
+import os
 
 import pytest
 
@@ -62,9 +63,15 @@ def test_train_answers_bad_input_in_one_line(tmp_path, capsys, args, message):
         ("--model.dropout abc", "--model.dropout: expected a number or None, got 'abc'"),
         ("--optim.drop-epochs 3 b", "--optim.drop-epochs: expected whole numbers, got '3' 'b'"),
         ("--epochs", "--epochs: expected a value, got none"),
+        ("--preprocess.mean 0.5", "--preprocess.mean: expected 3 values, got '0.5'"),
+        ("--preprocess.mean 0.5 a b", "--preprocess.mean: expected three numbers, got '0.5' 'a' 'b'"),
         ("--epochs --seed 1", "--epochs: expected a value, got none"),
         ("--config", "argument --config: expected one argument (train.py --help lists what there is)"),
         ("--batch-size 0", "batch_size: expected a positive number, got 0"),
+        (
+            "--model.attention.kernel-sizes -3",
+            "attention.kernel_sizes: expected an odd size of at least 1, got -3: use 1 or 3",
+        ),
         (
             "--model.attention.kernel-sizes 4",
             "attention.kernel_sizes: expected an odd size of at least 1, got 4: an even kernel has no centre channel; "
@@ -83,16 +90,22 @@ def test_what_the_parser_cannot_take_is_one_line_too(monkeypatch, capsys, args, 
     [
         ("", "the following arguments are required: COMMAND (eca-jax --help lists what there is)"),
         ("evalute", "argument COMMAND: invalid choice: 'evalute' (choose from "),
+        ("--verison", "unknown option --verison. Did you mean --version?"),
         ("evaluate --runs x", "unknown option --runs. Did you mean --run?"),
         ("evaluate x", "unexpected 'x'"),
         (
             "predict --top 0 x",
             "argument --top: expected 1 or more, got '0' (eca-jax predict --help lists what there is)",
         ),
+        ("predict --top ٣ x", "argument --top: expected 1 or more, got '٣'"),
         ("precompile --target v5e-8 --jsn", "unknown option --jsn. Did you mean --json?"),
         ("precompile --target v5e-8 --batch-size 3.5", "--batch-size: expected a whole number, got '3.5'"),
         ("precompile --target v5e-8 --config cifar", "--config: there is no configuration cifar; there are: cifar10"),
         ("convert a b --to orbax --config cifar", "--config: there is no configuration cifar; there are: cifar10"),
+        (
+            "convert a b.safetensors --config digits",
+            "--config: is of the run that --to orbax writes, and b.safetensors is to be none; leave it out",
+        ),
         ("train --epoch 3", "unknown option --epoch. Did you mean --epochs?"),
         ("train --config", "argument --config: expected one argument (eca-jax train --help lists what there is)"),
     ],
@@ -102,6 +115,15 @@ def test_the_other_commands_answer_alike(capsys, args, message):
     printed = capsys.readouterr().err
     assert printed.startswith(f"error: {message}")
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("columns", ["1", "0", "-3", "wide"])
+def test_help_in_a_terminal_of_no_width(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.train_main(["--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) >= 38  # tyro leaves two columns
+    assert os.environ["COLUMNS"] == columns
 
 
 @pytest.mark.parametrize(
@@ -120,6 +142,14 @@ def test_an_empty_value_is_not_taken_for_none(capsys, args, name):
     assert capsys.readouterr().err.startswith(f"error: argument {name}: expected a value, got ''")
     assert cli.main(["predict", ""]) == 2
     assert capsys.readouterr().err.startswith("error: argument IMAGE: expected a value, got ''")
+
+
+def test_precompile_looks_at_everything_before_it_says_that_it_compiles(capsys):
+    """With the compiler the batch is refused, without it the target."""
+    assert cli.main(["precompile", "--target", "v5e-8", "--batch-size", "7"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
 
 
 def test_any_directory_will_do(tmp_path, monkeypatch, capsys):
@@ -178,7 +208,7 @@ def test_evaluate_and_predict(run, tmp_path, capsys):
     assert cli.main([*other, str(tmp_path)]) == 2
     assert capsys.readouterr().err.endswith(f"unknown data set '{tmp_path}'. Did you mean folder:{tmp_path}?\n")
     assert cli.main([*other, ""]) == 2
-    assert "unknown data set ''. Expected digits, a name of TFDS" in capsys.readouterr().err
+    assert "argument --data: expected a value, got ''" in capsys.readouterr().err
     assert cli.main(["predict", "--run", str(run), "--top", "3", str(tmp_path / "digit.png")]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
     for file, message in (

@@ -59,6 +59,8 @@ def convert(
     if to not in TARGETS:
         said = f"{target} does not say whose names it is to have" if to is None else f"unknown {to!r}"
         raise EcaJaxError(f"--to: {said}; expected one of {', '.join(TARGETS)}")
+    if config is not None and to != "orbax":
+        raise EcaJaxError(f"--config: is of the run that --to orbax writes, and {target} is to be none; leave it out")
     if to == "safetensors" and suffix not in SAFETENSORS:
         raise EcaJaxError(f"--to safetensors: expected a file that ends in .safetensors, got {target}")
     directory = to == "timm" and suffix not in ENDINGS

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -94,8 +95,15 @@ class DoesNotFitError(Exception):
         self.available = available
 
 
-def precompile(config: Config, target: Target, *, num_classes: int, num_examples: int) -> Report:
-    """Compiles the step that `train` would run.
+def precompile(
+    config: Config,
+    target: Target,
+    *,
+    num_classes: int,
+    num_examples: int,
+    started: Callable[[], None] = lambda: None,
+) -> Report:
+    """Compiles the step that `train` would run; `started` is called before what takes minutes, when all is looked at.
 
     Raises:
       EcaJaxError: it does not fit (names the bytes and the batch that does); the compiler is missing; the batch cannot
@@ -105,6 +113,7 @@ def precompile(config: Config, target: Target, *, num_classes: int, num_examples
     config, _ = fit_warmup(config, num_examples)
     data = {"num_classes": num_classes, "num_examples": num_examples}
     program = build_program(config, make_mesh(devices), num_classes=num_classes, num_examples=num_examples)
+    started()
     try:
         step = compile_step(config, target, devices, **data)
     except DoesNotFitError as failure:
