@@ -36,6 +36,11 @@ def unknown_option(args: Sequence[str], unknown: Sequence[str], options: Iterabl
     return "; ".join(said)
 
 
+def printable(text: str) -> str:
+    """Text from files, for a terminal: what is not printable (control sequences, line ends) as Python escapes it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def expect_positive(name: str, value: float) -> None:
     """Refuses what is not a positive number; `name` is the field's, as on the command line."""
     if not 0 < value < math.inf:

@@ -3,6 +3,8 @@
 import functools
 import importlib.resources
 
+from eca_jax.errors import printable
+
 CLASSES = 1000
 TRAINING_EXAMPLES = 1_281_167
 
@@ -34,5 +36,5 @@ def class_names(num_classes: int) -> tuple[str, ...]:
 
 
 def readable(name: str) -> str:
-    """'n01440764' -> 'tench'; other names stay."""
-    return synsets().get(name, name)
+    """'n01440764' -> 'tench'; other names stay, with what is not printable escaped."""
+    return printable(synsets().get(name, name))

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, printable
 from eca_jax.plugins import Registry
 
 Label = int | tuple[int, ...]
@@ -121,7 +121,7 @@ def class_difference(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
     if not missing and not new:
         return "they are in another order"
     return "; ".join(
-        f"{len(names)} only in the {which}: {', '.join(names[:5])}"
+        f"{len(names)} only in the {which}: {', '.join(map(printable, names[:5]))}"
         for which, names in (("first", missing), ("second", new))
         if names
     )
