@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from eca_jax.compiler_options import compiler_options
 from eca_jax.data.preprocess import PreprocessConfig, eval_image, normalise
 from eca_jax.data.records import Source
+from eca_jax.errors import EcaJaxError
 from eca_jax.memory import SMALLER, Fitting
 from eca_jax.models.base import Backbone
 from eca_jax.models.config import ModelConfig, build_model
@@ -183,9 +184,18 @@ def image_predictor(
 
     def predict(data: bytes) -> Callable[[], np.ndarray]:
         image = eval_image(data, preprocess)
-        return lambda: np.asarray(jitted(jnp.asarray(image[None])))
+        return lambda: expect_finite(np.asarray(jitted(jnp.asarray(image[None]))))
 
     return predict
+
+
+def expect_finite(prediction: np.ndarray) -> np.ndarray:
+    """Refuses what weights make of an image that are finite but too large, or damaged."""
+    if not np.isfinite(prediction).all():
+        raise EcaJaxError(
+            "predictions that are not finite numbers: the weights are damaged, or of a training that failed"
+        )
+    return prediction
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, float]:
