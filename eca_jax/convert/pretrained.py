@@ -170,8 +170,10 @@ def load(source: str | os.PathLike, *, skip: Sequence[str] = (), **wanted) -> Lo
         return Loaded(model, NATIVE, None if skip else run.momentum, epoch, run, run.config.task, names)
     file = read_weights(path)
     origin, architecture = identify(file)
-    model = from_state_dict(file.tensors, source=origin, architecture=architecture, skip=skip, **wanted)
     timm = None if file.metadata else read_config(path.parent)
+    if timm is not None:
+        timm.check(architecture)
+    model = from_state_dict(file.tensors, source=origin, architecture=architecture, skip=skip, **wanted)
     said = preprocessing(file, timm)
     model.preprocess = said or PreprocessConfig()
     momentum = None

@@ -7,6 +7,7 @@
 import dataclasses
 import json
 import math
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,6 +40,16 @@ class TimmConfig:
     preprocess: PreprocessConfig
     label_names: tuple[str, ...] | None
     """None where it does not name every class."""
+    architecture: str | None
+    """timm's name of the model; None where it does not say it, nor the next."""
+    num_classes: int | None
+
+    def check(self, found: Architecture) -> None:
+        """Refuses weights that are not of the model that the file says."""
+        expected = {"architecture": timm_name(found)[0], "num_classes": found.num_classes}
+        for key, value in expected.items():
+            if (said := getattr(self, key)) not in (None, value):
+                raise EcaJaxError(f"{self.path}: {key} {said!r}, but the weights beside it are of {value!r}")
 
 
 def read_config(directory: pathlib.Path) -> TimmConfig | None:
@@ -48,20 +59,31 @@ def read_config(directory: pathlib.Path) -> TimmConfig | None:
       EcaJaxError: it is not timm's, or damaged.
     """
     path = directory / CONFIG
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
+    if not path.is_file():
+        raise EcaJaxError(f"{path} is no file; expected timm's, which says how images are made")
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         values = config["pretrained_cfg"]
+        channels, height, width = values["input_size"]
+        if channels != 3 or height != width:
+            raise EcaJaxError(f"input_size {values['input_size']}; expected [3, SIZE, SIZE]")
         preprocess = PreprocessConfig.from_crop_share(
-            values["input_size"][1],
+            height,
             values["crop_pct"],
             interpolation=values["interpolation"],
             mean=tuple(values["mean"]),
             std=tuple(values["std"]),
         )
         names = config.get("label_names") or values.get("label_names")
-        return TimmConfig(path, from_plain(to_plain(preprocess), PreprocessConfig, str(path)), _in_order(names))
+        return TimmConfig(
+            path,
+            from_plain(to_plain(preprocess), PreprocessConfig, "pretrained_cfg"),
+            _in_order(names),
+            from_plain(config.get("architecture"), str | None, "architecture"),  # pyright: ignore[reportArgumentType]
+            from_plain(config.get("num_classes"), int | None, "num_classes"),  # pyright: ignore[reportArgumentType]
+        )
     except EcaJaxError as error:
         raise EcaJaxError(f"{path}: {error}") from error
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:

@@ -159,23 +159,49 @@ def _touched(path):
         ({"label_names": ["a"]}, "config.json: 1 class names, the weights have 10 classes"),
         ({"label_names": [1] * 10}, "Expected `str`, got `int`"),
         ({"input_size": [3, 60000, 60000]}, "image_size 60000 and eval_resize 78750; expected at most 8192 pixels"),
-        ({"input_size": [3, float("inf"), 8]}, "does not say as timm does how images are made: OverflowError"),
+        ({"input_size": [3, *[float("inf")] * 2]}, "as timm does how images are made: OverflowError"),
         ({"input_size": [3, 16.5, 16.5]}, "preprocess.image_size: expected a whole number, got 16.5"),
         ({"interpolation": "lanczos"}, "unknown 'lanczos'"),
+        ({"input_size": [3, 16, 32]}, "input_size [3, 16, 32]; expected [3, SIZE, SIZE]"),
+        ({"input_size": [1, 16, 16]}, "input_size [1, 16, 16]; expected [3, SIZE, SIZE]"),
+        ({"num_classes": 7}, "num_classes 7, but the weights beside it are of 10"),
+        ({"architecture": "vit_base"}, "architecture 'vit_base', but the weights beside it are of 'resnet18'"),
+        ({"architecture": 5}, "architecture: Expected `str | null`, got `int`"),
     ],
-    ids=["nested", "bytes", "labels", "no names", "image size", "infinite", "half a pixel", "interpolation"],
+    ids=[
+        "nested",
+        "bytes",
+        "labels",
+        "no names",
+        "image size",
+        "infinite",
+        "half a pixel",
+        "interpolation",
+        "not square",
+        "grey",
+        "classes",
+        "another model",
+        "no model",
+    ],
 )
 def test_a_config_that_cannot_be_is_one_line(directory, content, message):
     path = directory / "config.json"
     if isinstance(content, dict):
         values = json.loads(path.read_text())
         values["pretrained_cfg"] |= content
-        values |= {key: value for key, value in content.items() if key == "label_names"}
+        values |= {key: value for key, value in content.items() if key in values or key == "label_names"}
         content = json.dumps(values)
     path.write_bytes(content.encode("latin-1"))
     said = refusal(load_pretrained, directory)
     assert said.startswith(str(path))
     assert message in said
+
+
+def test_a_config_that_is_no_file_is_not_passed_over(directory):
+    path = directory / "config.json"
+    path.unlink()
+    path.mkdir()
+    assert refusal(load_pretrained, directory) == f"{path} is no file; expected timm's, which says how images are made"
 
 
 def test_labels_with_gaps_are_no_names(directory):
