@@ -149,6 +149,10 @@ class Checkpoints:
         """The step with the highest held-out score; of equals the newest."""
         return max(self._scores, key=lambda step: (self._scores[step], step), default=None)
 
+    def evaluated(self) -> list[int]:
+        """The steps whose checkpoints have an evaluation."""
+        return sorted(self._scores)
+
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 

@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import tqdm
 
@@ -41,13 +41,25 @@ class Writer:
     metrics.jsonl holds what the computation determines and nothing of the clock, so an interrupted run ends with the
     same file as one that was not: rows after `start` belong to work that was lost and is done again, and are cut off;
     so is the evaluation of step `start` itself where it is `evaluation_due`, because the checkpoint does not have it.
+    A row is on the disk before a checkpoint that it belongs to, so each evaluation that a checkpoint has, at the steps
+    `evaluated`, has its row; where one is not there, rows were lost, and a note says so.
 
     All writing is done in the calling thread: a full disk is an error there, not a silent end of the log.
     """
 
-    def __init__(self, run: pathlib.Path, task: Task, *, start: int, evaluation_due: bool, total: int, batch_size: int):
+    def __init__(
+        self,
+        run: pathlib.Path,
+        task: Task,
+        *,
+        start: int,
+        evaluation_due: bool,
+        evaluated: Iterable[int],
+        total: int,
+        batch_size: int,
+    ):
         self._task = task
-        self._keep_rows(run / METRICS_FILE, start, evaluation_due)
+        self._keep_rows(run / METRICS_FILE, start, evaluation_due, evaluated)
         self._file = (run / METRICS_FILE).open("a", encoding="utf-8")
         (run / TENSORBOARD).mkdir(exist_ok=True)
         self._tensorboard = EventsWriter(str(run / TENSORBOARD / "events"))
@@ -76,7 +88,7 @@ class Writer:
             self._tensorboard.close()
 
     @staticmethod
-    def _keep_rows(path: pathlib.Path, start: int, evaluation_due: bool) -> None:
+    def _keep_rows(path: pathlib.Path, start: int, evaluation_due: bool, evaluated: Iterable[int]) -> None:
         # In every locale, and with bytes that are no text: the check of their row names it.
         data = path.read_bytes() if path.exists() else b""
         lines = data.decode("utf-8", "surrogateescape").splitlines(keepends=True)
@@ -87,12 +99,20 @@ class Writer:
             try:
                 row = json_object(line)
                 if row["step"] < start or (row["step"] == start and not (evaluation_due and row["kind"] == "eval")):
-                    kept.append(line)
+                    kept.append((row["kind"], row["step"], line))
             except (ValueError, TypeError, KeyError) as error:
                 raise EcaJaxError(f"{path}, line {number}: {line[:40]!r} is not a row of metrics; remove it") from error
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes("".join(kept).encode("utf-8", "surrogateescape"))
+        temporary.write_bytes("".join(line for *_, line in kept).encode("utf-8", "surrogateescape"))
         os.replace(temporary, path)
+        if lost := sorted(set(evaluated) - {step for kind, step, _ in kept if kind == "eval"}):
+            print(
+                f"note: {path} has no rows of the evaluations at steps {lost}, which checkpoints have: rows were lost; "
+                "training goes on without them",
+                file=sys.stderr,
+            )
+        if lines and not start:
+            print(f"note: there is no checkpoint: training starts anew, and so does {path}", file=sys.stderr)
 
     def advance(self) -> None:
         """One more step has been given to the devices."""

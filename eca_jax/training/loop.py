@@ -218,6 +218,7 @@ class Training:
             self.config.task,
             start=self.step,
             evaluation_due=evaluation_due,
+            evaluated=self.checkpoints.evaluated(),
             total=self.total,
             batch_size=self.config.batch_size,
         )

@@ -200,8 +200,38 @@ def test_a_configuration_that_is_none_is_named(tmp_path, text, why):
     assert refusal(open_run, tmp_path) == f"{tmp_path}/config.json{why}"
 
 
-def open_writer(run: pathlib.Path) -> Writer:
-    return Writer(run, Classification(), start=9, evaluation_due=False, total=10, batch_size=1)
+def open_writer(run: pathlib.Path, start: int = 9, evaluated: tuple[int, ...] = ()) -> Writer:
+    return Writer(run, Classification(), start=start, evaluation_due=False, evaluated=evaluated, total=10, batch_size=1)
+
+
+@pytest.mark.parametrize("damage", ["none", "gone", "torn"])
+def test_rows_that_are_lost_are_noted(tmp_path, capsys, damage):
+    metrics = tmp_path / "metrics.jsonl"
+    rows = ['{"kind": "train", "step": 4}\n', '{"kind": "eval", "step": 5}\n', '{"kind": "eval", "step": 9}\n']
+    if damage != "gone":
+        metrics.write_text("".join(rows)[: -9 if damage == "torn" else None])
+    with open_writer(tmp_path, evaluated=(5, 9)):
+        pass
+    lost = {"none": None, "gone": [5, 9], "torn": [9]}[damage]
+    said = f"note: {metrics} has no rows of the evaluations at steps {lost}, which checkpoints have: rows were lost"
+    assert capsys.readouterr().err.startswith(said) if lost else not capsys.readouterr().err
+    assert metrics.read_text() == {"none": "".join(rows), "gone": "", "torn": "".join(rows[:2])}[damage]
+
+
+def test_rows_of_a_run_that_starts_anew_are_noted(tmp_path, capsys):
+    metrics = tmp_path / "metrics.jsonl"
+    for rows, note in (
+        ("", ""),
+        (
+            '{"kind": "train", "step": 4}\n',
+            f"note: there is no checkpoint: training starts anew, and so does {metrics}\n",
+        ),
+    ):
+        metrics.write_text(rows)
+        with open_writer(tmp_path, start=0):
+            pass
+        assert capsys.readouterr().err == note
+        assert metrics.read_text() == ""
 
 
 @pytest.mark.parametrize("row", [b"\xff\xfe{}", b"[" * 100_000, b"5", b'{"step": "1"}', b"{}"])
