@@ -183,9 +183,11 @@ def state_shardings(mesh: Mesh, abstract_state, rules: Rules = ()):
             if re.search(pattern, name):
                 unused.discard(pattern)
                 try:
+                    if len(axes) > len(leaf.shape):
+                        raise ValueError(f"{len(axes)} axes for an array of {len(leaf.shape)}")
                     result = NamedSharding(mesh, PartitionSpec(*axes))
                     result.shard_shape(leaf.shape)
-                except ValueError as error:
+                except Exception as error:  # JAX's own of an axis that is given twice is no ValueError
                     raise EcaJaxError(f"sharding rule {pattern!r} -> {axes} on {name} {leaf.shape}: {error}") from error
                 return result
         return replicated(mesh)
