@@ -52,6 +52,8 @@ class Registry(Mapping[str, T], Generic[T]):
           EcaJaxError: the name is taken, by us or by another plugin, or the entry is not as it should be.
         """
         plugin = _loading[-1] if _loading else _calling_module()
+        if not isinstance(name, str) or not name:
+            raise EcaJaxError(f"plugin {plugin}: the {self.kind} {name!r}: expected a name, text, that is not empty")
         if name in self._entries and self._plugins.get(name) != plugin:
             owner = self._plugins.get(name, "eca_jax itself")
             raise EcaJaxError(f"plugin {plugin}: the {self.kind} {name!r} is registered already, by {owner}")

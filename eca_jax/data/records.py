@@ -129,5 +129,7 @@ def class_difference(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
 
 Opener = Callable[[str, str | None, str | None], Source]
 """(name, split, data_dir) -> a split of a data set, as `eca_jax.data.sources.open_source` is called."""
-SOURCES: Registry[Opener] = Registry("data source", {})
+SOURCES: Registry[Opener] = Registry(
+    "data source", {}, lambda name, opener: None if callable(opener) else f"expected a function, got {opener!r}"
+)
 """Of plugins: what opens the data sets whose names begin with such a prefix and a colon."""

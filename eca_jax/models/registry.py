@@ -35,18 +35,32 @@ TIMM = {
     "se": ("resnet50", "resnet101", "resnet152", "resnet50t", "resnet152d", "resnet200d", "resnet269d"),
     "eca": ("resnet26t", "resnet50t", "resnet50d", "resnet101d", "resnet200d", "resnet269d", "resnetlight"),
 }
+MAX_CLASSES = 2**22
+"""The head of a ResNet-50 then takes 34 GB. Far beyond it XLA does not refuse a shape but ends the process."""
+
+
+def model_fault(name: str, row: tuple[str, AttentionConfig]) -> str | None:
+    """What is wrong with a model that is to be registered."""
+    if isinstance(row, tuple) and len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], AttentionConfig):
+        return None
+    return f"expected (backbone, AttentionConfig), got {row!r}: register_backbone makes them of a class"
+
+
 MODELS: Registry[tuple[str, AttentionConfig]] = Registry(
     "model",
     {
         **{prefix + name: (name, attention) for prefix, attention in PREFIXES.items() for name in PAPER},
         **{prefix + name: (name, TIMM_PREFIXES[prefix]) for prefix, names in TIMM.items() for name in names},
     },
+    model_fault,
 )
 """Name -> (backbone, attention)."""
 
 
 def register_backbone(name: str, factory: BackboneFactory) -> None:
     """Adds a backbone of a package of the user's own: the models `name`, `se_name` and `eca_name`."""
+    if not callable(factory):
+        raise EcaJaxError(f"the backbone {name!r}: expected a class or a function that makes one, got {factory!r}")
     for prefix, attention in PREFIXES.items():
         MODELS.register(prefix + name, (name, attention))
     BACKBONES[name] = factory
@@ -131,8 +145,8 @@ def create_model(
         raise EcaJaxError(f'attention: expected an AttentionConfig or a kind such as "eca", got {attention!r}')
     if not 0 < width_multiplier < math.inf:
         raise EcaJaxError(f"width_multiplier: expected a positive number, got {width_multiplier}")
-    if num_classes < 1:
-        raise EcaJaxError(f"num_classes: expected 1 or more, got {num_classes}")
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise EcaJaxError(f"num_classes: expected 1 to {MAX_CLASSES}, got {num_classes}")
     architecture = Architecture(name, num_classes, resolve_attention(name, attention), small_stem, width_multiplier)
     bricks = Bricks(
         architecture.attention,

@@ -288,6 +288,8 @@ class Attention:
 
 def attention_fault(name: str, attention: Attention) -> str | None:
     """What is wrong with an attention that is to be registered."""
+    if not isinstance(attention, Attention):
+        return f"expected an Attention, got {attention!r}"
     options = attention.options
     if not dataclasses.is_dataclass(options):
         return f"its options, {options.__name__}, are no dataclass"

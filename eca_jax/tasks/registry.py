@@ -16,6 +16,8 @@ REQUIRED += ("describe_prediction",)
 
 def task_fault(name: str, task: type[Task]) -> str | None:
     """What is wrong with a task that is to be registered."""
+    if not (isinstance(task, type) and issubclass(task, Task)):
+        return f"expected a subclass of Task, got {task!r}"
     if vars(task).get("name") != name:
         return f"its class says `name: ClassVar[str] = {vars(task).get('name')!r}`; expected {name!r}"
     if not isinstance(getattr(task, "best", None), str):
@@ -24,7 +26,7 @@ def task_fault(name: str, task: type[Task]) -> str | None:
     return f"it does not define {', '.join(missing)}" if missing else None
 
 
-TASKS: Registry[type[Task]] = Registry("task", {task.name: task for task in (Classification, MultiLabel)})
+TASKS: Registry[type[Task]] = Registry("task", {task.name: task for task in (Classification, MultiLabel)}, task_fault)
 
 
 def task_class(name: str) -> type[Task]:
@@ -45,8 +47,9 @@ def task_from_dict(values: dict[str, Any]) -> Task:
       EcaJaxError: an unknown task, or a field that it does not have or of another type.
     """
     fields = {key: value for key, value in values.items() if key != "name"}
-    task = from_plain(fields, task_class(values["name"]), "config: task")
+    name = from_plain(values["name"], str, "config: task.name")
+    task = from_plain(fields, task_class(name), "config: task")
     unknown = sorted(fields.keys() - to_plain(task).keys())
     if unknown:
-        raise EcaJaxError(f"config: the task {values['name']!r} has no fields {', '.join(unknown)}")
+        raise EcaJaxError(f"config: the task {name!r} has no fields {', '.join(unknown)}")
     return task
