@@ -31,7 +31,7 @@ from eca_jax.training.fits import check_arithmetic, check_plan, names_lack_in_tr
 from eca_jax.training.program import InFlight, Program, build_program, compile_step
 from eca_jax.training.schedule import due
 from eca_jax.training.signals import Stopped, StopSignal
-from eca_jax.training.start import initial_state, open_sources
+from eca_jax.training.start import check_pretrained, initial_state, open_sources
 from eca_jax.training.warmup import fit_warmup, keep_warmup
 
 
@@ -73,6 +73,7 @@ def train(config: Config) -> Result:
         names_lack_in_training(config),
     ):
         train_source, held_out = open_sources(config)
+        check_pretrained(config)
         num_classes = len(train_source.class_names)
         sizes = {"num_examples": len(train_source), "num_classes": num_classes, "candidates": held_out.candidates}
         config, asked = fit_warmup(config, len(train_source))

@@ -1,15 +1,18 @@
 """What a run starts from: its data, and its first state."""
 
+import pathlib
+
 import jax
 from flax import nnx
 
 from eca_jax.config import Config
-from eca_jax.convert.pretrained import create_model
+from eca_jax.convert.pretrained import create_model, locate
 from eca_jax.data.records import Source, check_disjoint, class_difference
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.config import architecture, param_dtype
 from eca_jax.optim import total_steps
+from eca_jax.runs.checkpoint import CHECKPOINTS
 from eca_jax.runs.state import TrainState, split
 from eca_jax.training.program import Program
 
@@ -32,6 +35,22 @@ def open_sources(config: Config) -> tuple[Source, Source]:
             f"of {config.epochs} epochs of {config.data.train_split!r}"
         )
     return train_source, held_out
+
+
+def check_pretrained(config: Config) -> None:
+    """Refuses a new run whose `model.pretrained` is not there, before its directory is made.
+
+    A run that goes on has its weights from its checkpoint, and does not need them again.
+    """
+    source = config.model.pretrained
+    if source is None or any(path.name.isdecimal() for path in pathlib.Path(config.workdir).glob(f"{CHECKPOINTS}/*")):
+        return
+    try:
+        if not source:
+            raise EcaJaxError("expected a file, a run or a name on the hub, got ''")
+        locate(source)
+    except EcaJaxError as error:
+        raise EcaJaxError(f"model.pretrained: {error}") from error
 
 
 def initial_state(config: Config, program: Program, num_classes: int) -> TrainState:

@@ -13,6 +13,7 @@ from eca_jax.errors import EcaJaxError
 from eca_jax.runs.checkpoint import Checkpoints
 from eca_jax.tasks import Classification
 from eca_jax.training.loop import train
+from eca_jax.training.start import check_pretrained
 from tests.tiny import brought_from_outside, register
 
 CONFIG = Config(
@@ -83,3 +84,27 @@ def test_a_warm_up_that_does_not_fit_is_shortened_and_kept(short, tmp_path, caps
     assert (workdir / "metrics.jsonl").read_text() == (tmp_path / "at_once/metrics.jsonl").read_text()
     assert "warmup_asked" not in saved(tmp_path / "at_once", 30)
     assert "warm-up" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "message"),
+    [
+        ("./nowhere.pth", r"model\.pretrained: there is no file or directory \./nowhere\.pth"),
+        ("", r"model\.pretrained: expected a file, a run or a name on the hub, got ''"),
+    ],
+)
+def test_weights_that_are_not_there_are_refused_before_a_run_is_made(tmp_path, data_dir, pretrained, message):
+    config = configure(tmp_path / "run", 0, 1)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=pretrained))
+    with pytest.raises(EcaJaxError, match=message):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_does_not_need_the_weights_that_it_began_with(tmp_path):
+    config = configure(tmp_path, 0, 1)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained="./nowhere.pth"))
+    with pytest.raises(EcaJaxError, match="nowhere"):
+        check_pretrained(config)
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    check_pretrained(config)
