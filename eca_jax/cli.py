@@ -199,7 +199,9 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
     command = commands.add_parser("convert", help="write weights in another framework's form")
     command.add_argument("source", metavar="SRC", help="a weight file, the workdir of a run, or a name on the hub")
     command.add_argument(
-        "target", metavar="DST", help="a new .safetensors, .pth or .pth.tar file, or a new directory (a run, or timm's)"
+        "target",
+        metavar="DST",
+        help="a .safetensors, .pth or .pth.tar file, replaced if it is there; or a new directory, a run or timm's",
     )
     command.add_argument(
         "--to",
@@ -212,7 +214,7 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
 
     command = commands.add_parser("export", help="write a model as StableHLO or ONNX, checked against the model")
     command.add_argument("source", metavar="SRC", help="a weight file, the workdir of a run, or a name on the hub")
-    command.add_argument("target", metavar="DST", help="a new .stablehlo or .onnx file")
+    command.add_argument("target", metavar="DST", help="a .stablehlo or .onnx file (replaced if it is there)")
     command.add_argument("--image-size", type=_positive, help="default: what the weights were trained for")
     command.add_argument(
         "--platforms", nargs="+", default=("cpu", "cuda", "tpu"), help="StableHLO: default cpu cuda tpu"

@@ -68,6 +68,8 @@ def convert(
         check_new_directory(target)
     elif to in TABLES and suffix not in ENDINGS:
         raise EcaJaxError(f"--to {to}: expected a file that ends in {', '.join(ENDINGS)}, got {target}")
+    if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
+        raise EcaJaxError(f"{target} is what is to be converted; give another name")
     loaded = load(source, num_classes=num_classes, skip=skip)
     if to == "orbax":
         extra = _write_run(loaded, target, config)
@@ -79,6 +81,8 @@ def convert(
         extra = _write_timm_directory(loaded, target)
     else:
         extra = _write_state_dict(loaded, target, to)
+    if skip:
+        extra += f"; {', '.join(skip)} of it starts anew, untrained"
     return f"{describe(loaded.origin, loaded.model.architecture)} -> {to}, {target}{extra}"
 
 
@@ -161,8 +165,11 @@ def _write_run(loaded: Loaded, target: pathlib.Path, config: Config | None) -> s
             "--skip the head and give --num-classes"
         )
     config = dataclasses.replace(config, workdir=str(target))
+    epoch = loaded.epoch or 0
+    if not 0 <= epoch <= config.epochs:
+        raise EcaJaxError(f"the weights are of epoch {epoch}, --config says epochs={config.epochs}: give a longer run")
     step = min(
-        (loaded.epoch or 0) * len(source) // config.batch_size,
+        epoch * len(source) // config.batch_size,
         total_steps(config.epochs, len(source), config.batch_size),
     )
     momentum = loaded.momentum if config.optim.name == "sgd" else None

@@ -10,16 +10,19 @@ from flax import nnx
 
 import eca_jax
 from eca_jax import cli
-from eca_jax.convert.convert import convert
+from eca_jax.config import Config, DataConfig, ModelConfig
+from eca_jax.convert.convert import _write_run, convert
 from eca_jax.convert.files import write_safetensors
 from eca_jax.convert.leaves import leaves
-from eca_jax.convert.pretrained import load, own_metadata
+from eca_jax.convert.pretrained import Loaded, load, own_metadata
 from eca_jax.convert.state_dict import NATIVE, from_state_dict, to_state_dict
 from eca_jax.data.imagenet import class_names, readable
 from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.errors import EcaJaxError
+from eca_jax.models.config import build_model
 from eca_jax.nn import AttentionConfig
 from tests.damage import refusal
+from tests.tiny import brought_from_outside, register
 
 
 def randomised(name: str, **options):
@@ -173,6 +176,32 @@ def test_a_target_that_does_not_fit_is_refused_before_anything_is_read(tmp_path)
         convert("nowhere.pth", tmp_path / "m.pth", "safetensors")
     with pytest.raises(EcaJaxError, match=r"--to torchvision: expected a file that ends in "):
         convert("nowhere.pth", tmp_path / "m.onnx", "torchvision")
+
+
+def test_a_conversion_says_what_is_untrained_and_does_not_replace_its_source(tmp_path):
+    file, link = tmp_path / "own.safetensors", tmp_path / "link.safetensors"
+    with brought_from_outside():
+        register()
+        model = eca_jax.create_model("tiny", num_classes=10, rngs=nnx.Rngs(0))
+        write_safetensors(file, to_state_dict(model, NATIVE), own_metadata(model))
+        line = convert(file, tmp_path / "other.safetensors", num_classes=3, skip=("fc.*",))
+    assert line.endswith("other.safetensors; fc.* of it starts anew, untrained")
+    link.symlink_to(file)
+    for target in (file, link):
+        assert refusal(convert, file, target) == f"{target} is what is to be converted; give another name"
+
+
+@pytest.mark.parametrize("epoch", [-1, 4, 10**30])
+def test_a_run_that_would_be_shorter_than_what_its_weights_had_is_refused(tmp_path, data_dir, epoch):
+    config = Config(
+        model=ModelConfig("resnet18", small_stem=True, width_multiplier=0.0625),
+        data=DataConfig(name="digits"),
+        epochs=3,
+    )
+    model = build_model(config.model, 10, nnx.Rngs(0))
+    message = refusal(_write_run, Loaded(model, NATIVE, epoch=epoch), tmp_path / "run", config)
+    assert message == f"the weights are of epoch {epoch}, --config says epochs=3: give a longer run"
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_state_of_the_training_is_loaded_too(run):
