@@ -32,13 +32,6 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self.register("type", None, _not_empty)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Answers a typo before argparse misses what is required: `eca-jax --verison` has no COMMAND."""
-        args = list(sys.argv[1:] if args is None else args)
-        if self._subparsers is not None and args and args[0].startswith("-") and args[0] not in self.options():
-            raise EcaJaxError(unknown_option(args, args[:1], self.options()))
-        return super().parse_known_args(args, namespace)
-
     def error(self, message: str) -> NoReturn:
         raise EcaJaxError(f"{message} ({self.prog} --help lists what there is)")
 
@@ -70,6 +63,12 @@ def _answered(command: Callable[[], int]) -> int:
         return command()
     except (EcaJaxError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        reason = "the system gives this process no more memory, or no more threads: see ulimit -v and ulimit -u"
+        print(f"error: {error}: {reason}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -143,6 +142,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _command(args: Sequence[str]) -> int:
     parser, commands = _command_parser()
+    if args and args[0].startswith("-") and not any(option.startswith(args[0]) for option in parser.options()):
+        raise EcaJaxError(unknown_option(args, args[:1], parser.options()))  # argparse would miss a COMMAND
     parsed, parsed.overrides = parser.parse_known_args(args)
     parsed.options = commands[parsed.command].options()
     if parsed.overrides and parsed.function not in (_precompile, _benchmark):

@@ -99,6 +99,20 @@ def test_every_name_can_be_printed_in_the_c_locale():
     assert (done.stdout.decode(), done.stderr.decode()) == ("käse 猫 größe.png\n", "")
 
 
+def test_a_process_that_gets_no_more_threads(capsys):
+    """`ulimit -v`, `ulimit -u`, a container's limit: in Python's words, wherever the next thread was wanted."""
+
+    def command() -> int:
+        raise RuntimeError("can't start new thread")
+
+    assert cli.guarded(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: can't start new thread: the system gives this process no more memory, or no more ")
+    assert error.count("\n") == 1
+    with pytest.raises(RuntimeError, match="^another$"):
+        cli.guarded(lambda: exec("raise RuntimeError('another')"))
+
+
 def test_help_that_is_not_read_to_its_end():
     assert piped("from eca_jax.cli import main; sys.exit(main(['--help']))") == (141, "")
 
