@@ -109,7 +109,7 @@ def test_a_process_that_gets_no_more_threads(capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: can't start new thread: the system gives this process no more memory, or no more ")
     assert error.count("\n") == 1
-    with pytest.raises(RuntimeError, match="^another$"):
+    with pytest.raises(RuntimeError, match=r"^another$"):
         cli.guarded(lambda: exec("raise RuntimeError('another')"))
 
 
