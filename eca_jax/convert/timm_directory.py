@@ -46,10 +46,11 @@ class TimmConfig:
 
     def check(self, found: Architecture) -> None:
         """Refuses weights that are not of the model that the file says."""
-        expected = {"architecture": timm_name(found)[0], "num_classes": found.num_classes}
-        for key, value in expected.items():
-            if (said := getattr(self, key)) not in (None, value):
-                raise EcaJaxError(f"{self.path}: {key} {said!r}, but the weights beside it are of {value!r}")
+        names = {timm_name(found)[0], plain_name(found)}  # an attention may be in the arguments as well
+        for key, values in (("architecture", names), ("num_classes", {found.num_classes})):
+            if (said := getattr(self, key)) not in {None, *values}:
+                expected = " or ".join(sorted(map(repr, values)))
+                raise EcaJaxError(f"{self.path}: {key} {said!r}, but the weights beside it are of {expected}")
 
 
 def read_config(directory: pathlib.Path) -> TimmConfig | None:
@@ -145,14 +146,18 @@ def _not_built(model: Backbone) -> Iterator[str]:
                 return
 
 
+def plain_name(architecture: Architecture) -> str:
+    """What timm calls the network without its attention."""
+    backbone, _ = MODELS[architecture.name]
+    return {"mobilenet_v2": "mobilenetv2_100"}.get(backbone, backbone)
+
+
 def timm_name(architecture: Architecture) -> tuple[str, dict[str, Any]]:
     """What timm's `create_model` builds it by: a name, and arguments besides."""
-    backbone, own = MODELS[architecture.name]
-    kind = architecture.attention.kind
+    own, kind = MODELS[architecture.name][1], architecture.attention.kind
     if architecture.name in NAMES and kind == own.kind:
         return architecture.name, {}
-    plain = {"mobilenet_v2": "mobilenetv2_100"}.get(backbone, backbone)
-    return plain, {} if kind == "none" else {"block_args": {"attn_layer": kind}}
+    return plain_name(architecture), {} if kind == "none" else {"block_args": {"attn_layer": kind}}
 
 
 def _config(model: Backbone, tensors: Tensors, class_names: Sequence[str] | None) -> dict[str, Any]:
