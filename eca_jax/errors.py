@@ -53,7 +53,13 @@ def expect_share(name: str, value: float) -> None:
         raise EcaJaxError(f"{name}: expected 0 <= {name.rpartition('.')[2]} < 1, got {value}")
 
 
-def expect_one_of(name: str, value: str, options: tuple[str, ...]) -> None:
+def expect_weight(name: str, value: float) -> None:
+    """Refuses what is not in (0, 1]."""
+    if not 0 < value <= 1:
+        raise EcaJaxError(f"{name}: expected 0 < {name.rpartition('.')[2]} <= 1, got {value}")
+
+
+def expect_one_of(name: str, value: object, options: tuple[str, ...]) -> None:
     """Refuses what is not one of the options."""
     if value not in options:
         raise EcaJaxError(f"{name}: expected one of {', '.join(options)}, got {value!r}")

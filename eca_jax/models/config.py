@@ -2,18 +2,16 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eca_jax.errors import EcaJaxError, expect_one_of, expect_positive, expect_share
+from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.registry import create_model, resolve_attention
+from eca_jax.models.settings import DTYPES, checked, checked_dtype
 from eca_jax.nn.attention import AttentionConfig
 from eca_jax.plain import TypedFields
-
-DTYPES = ("float32", "bfloat16", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +44,8 @@ class ModelConfig(TypedFields, at="model"):
 
     def __post_init__(self):
         resolve_attention(self.name, self.attention)
-        expect_one_of("model.dtype", self.dtype, DTYPES)
-        if self.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-            raise EcaJaxError("model.dtype: float64 needs the environment variable JAX_ENABLE_X64=1")
-        expect_positive("model.width_multiplier", self.width_multiplier)
-        if self.batch_norm_group is not None:
-            expect_positive("model.batch_norm_group", self.batch_norm_group)
-        expect_share("model.dropout", self.dropout or 0.0)
-        expect_share("model.drop_path", self.drop_path)
+        checked_dtype("model.dtype", self.dtype, DTYPES)
+        checked(vars(self), at="model.")
         if self.skip and self.pretrained is None:
             raise EcaJaxError(f"model.skip: {self.skip} is of model.pretrained, which is not given")
 

@@ -127,13 +127,8 @@ class MobileNetV2(Backbone):
         width = int(1280 * max(width_multiplier, 1.0))
         self.last = ConvBN(c, width, 1, 1, bricks)
         self.dropout = Dropout(0.25 if dropout is None else dropout)
-        self.classifier = nnx.Linear(
-            width,
-            num_classes,
-            kernel_init=nnx.initializers.normal(0.01),
-            param_dtype=bricks.param_dtype,
-            rngs=bricks.rngs,
-        )
+        init = nnx.initializers.normal(0.01)
+        self.classifier = bricks.classifier(width, num_classes, nnx.Linear, kernel_init=init)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         expect_images(x)

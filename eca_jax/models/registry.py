@@ -3,7 +3,6 @@
 import dataclasses
 import fnmatch
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +13,10 @@ from jax.typing import DTypeLike
 from eca_jax.errors import EcaJaxError
 from eca_jax.models import mobilenetv2, resnet
 from eca_jax.models.base import Architecture, Backbone
+from eca_jax.models.settings import checked, checked_dtype
 from eca_jax.nn.attention import ATTENTIONS, AttentionConfig
 from eca_jax.nn.bricks import Bricks
+from eca_jax.plain import of_type
 from eca_jax.plugins import Registry
 
 BackboneFactory = Callable[..., Backbone]
@@ -35,8 +36,6 @@ TIMM = {
     "se": ("resnet50", "resnet101", "resnet152", "resnet50t", "resnet152d", "resnet200d", "resnet269d"),
     "eca": ("resnet26t", "resnet50t", "resnet50d", "resnet101d", "resnet200d", "resnet269d", "resnetlight"),
 }
-MAX_CLASSES = 2**22
-"""The head of a ResNet-50 then takes 34 GB. Far beyond it XLA does not refuse a shape but ends the process."""
 
 
 def model_fault(name: str, row: tuple[str, AttentionConfig]) -> str | None:
@@ -88,7 +87,7 @@ def model_row(name: str) -> tuple[str, AttentionConfig]:
     Raises:
       EcaJaxError: nobody has registered it; the nearest names are given.
     """
-    if name not in MODELS:
+    if of_type("name", name, str) not in MODELS:
         raise MODELS.unknown(name)
     return MODELS[name]
 
@@ -131,40 +130,35 @@ def create_model(
       rematerialise: compute the inside of each block again in the backward pass instead of keeping it.
       batch_norm_group: examples that share batch statistics; None is the whole batch.
       batch_norm_momentum: in PyTorch's sense, the weight of the new batch.
-      dtype: of the computation; logits, statistics and gates stay float32 or wider.
+      dtype: of the computation, a floating type of 16 to 64 bits; logits, statistics and gates stay float32 or wider.
       param_dtype: of parameters and running statistics.
 
     Raises:
-      EcaJaxError: for an unknown name (the nearest are named), an attention that does not fit, or `rngs` that are none.
+      EcaJaxError: for an unknown name (the nearest are named), an attention that does not fit, or an argument of
+        another type or a value that cannot work; float64 needs JAX_ENABLE_X64=1.
     """
+    given = locals()
     if not isinstance(rngs, nnx.Rngs):
         raise EcaJaxError(f"rngs: expected flax.nnx.Rngs, got {rngs!r}: give nnx.Rngs(0)")
     if isinstance(attention, str):
         attention = AttentionConfig(attention)
     if not isinstance(attention, AttentionConfig):
         raise EcaJaxError(f'attention: expected an AttentionConfig or a kind such as "eca", got {attention!r}')
-    if not 0 < width_multiplier < math.inf:
-        raise EcaJaxError(f"width_multiplier: expected a positive number, got {width_multiplier}")
-    if not 1 <= num_classes <= MAX_CLASSES:
-        raise EcaJaxError(f"num_classes: expected 1 to {MAX_CLASSES}, got {num_classes}")
-    architecture = Architecture(name, num_classes, resolve_attention(name, attention), small_stem, width_multiplier)
+    said = checked(given)
+    architecture = Architecture(
+        name, said["num_classes"], resolve_attention(name, attention), said["small_stem"], said["width_multiplier"]
+    )
     bricks = Bricks(
         architecture.attention,
         rngs,
-        batch_norm_group=batch_norm_group,
-        batch_norm_momentum=batch_norm_momentum,
-        dtype=dtype,
-        param_dtype=param_dtype,
+        batch_norm_group=said["batch_norm_group"],
+        batch_norm_momentum=said["batch_norm_momentum"],
+        dtype=checked_dtype("dtype", dtype),
+        param_dtype=checked_dtype("param_dtype", param_dtype),
     )
     backbone, _ = MODELS[name]
-    model = BACKBONES[backbone](
-        bricks,
-        num_classes=num_classes,
-        small_stem=small_stem,
-        width_multiplier=width_multiplier,
-        dropout=dropout,
-        drop_path=drop_path,
-    )
+    of_backbone = ("num_classes", "small_stem", "width_multiplier", "dropout", "drop_path")
+    model = BACKBONES[backbone](bricks, **{key: said[key] for key in of_backbone})
     model.architecture = architecture
-    model.rematerialise = rematerialise
+    model.rematerialise = said["rematerialise"]
     return model

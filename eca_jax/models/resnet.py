@@ -14,7 +14,7 @@ from flax import nnx
 from eca_jax.models.base import Backbone, Feature, expect_images
 from eca_jax.nn.attention import Identity, Place
 from eca_jax.nn.bricks import Bricks
-from eca_jax.nn.layers import Dropout, linear
+from eca_jax.nn.layers import Dropout
 from eca_jax.nn.pool import max_pool
 from eca_jax.nn.tail import conv_norm, in_turn, tail
 
@@ -195,7 +195,7 @@ class ResNet(Backbone):
             feature_info.append(Feature(name, c, total_stride))
         self.feature_info = tuple(feature_info)
         self.dropout = Dropout(dropout or 0.0)
-        self.fc = linear(c, num_classes, param_dtype=bricks.param_dtype, rngs=bricks.rngs)
+        self.fc = bricks.classifier(c, num_classes)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         expect_images(x)

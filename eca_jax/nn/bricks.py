@@ -4,6 +4,7 @@ Layout: activations are (b, h, w, c), convolution kernels (h, w, c_in / groups, 
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,11 +12,11 @@ from jax.typing import DTypeLike
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention import AttentionConfig, Place, Slot, build_attention
-from eca_jax.nn.layers import Conv, Dropout, fan_out_normal
+from eca_jax.nn.layers import Conv, Dropout, fan_out_normal, linear
 from eca_jax.nn.norm import BatchNorm
 
 MAX_WEIGHTS = 2**29
-"""Of one convolution: 2 GB in float32, and 200 times the largest of a ResNet. Far beyond it XLA does not refuse a shape
+"""Of one layer: 2 GB in float32, and 200 times the largest of a ResNet. Far beyond it XLA does not refuse a shape
 but ends the process."""
 
 
@@ -36,10 +37,6 @@ class Bricks:
     batch_norm_momentum: float = 0.1
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
-
-    def __post_init__(self):
-        if self.batch_norm_group is not None and self.batch_norm_group < 1:
-            raise EcaJaxError(f"batch_norm_group: expected 1 or more, got {self.batch_norm_group}")
 
     def conv(self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, *, groups: int = 1) -> Conv:
         """A convolution without bias, padded by (kernel_size - 1) / 2 on every side as PyTorch's `padding=` does.
@@ -69,6 +66,21 @@ class Bricks:
             param_dtype=self.param_dtype,
             rngs=self.rngs,
         )
+
+    def classifier(
+        self, c_in: int, num_classes: int, layer: Callable[..., nnx.Linear] = linear, **initialisers
+    ) -> nnx.Linear:
+        """(b, c_in) -> logits (b, num_classes); `layer` is called with the sizes, our settings and the `initialisers`.
+
+        Raises:
+          EcaJaxError: it would have more than MAX_WEIGHTS weights.
+        """
+        if c_in * num_classes > MAX_WEIGHTS:
+            raise EcaJaxError(
+                f"num_classes: too large, a classifier from {c_in} channels to {num_classes} classes would have "
+                f"{c_in * num_classes} weights; expected at most {MAX_WEIGHTS}"
+            )
+        return layer(c_in, num_classes, param_dtype=self.param_dtype, rngs=self.rngs, **initialisers)
 
     def norm(self, channels: int) -> BatchNorm:
         return BatchNorm(

@@ -232,6 +232,61 @@ def test_arguments_of_another_type_are_answered_in_one_line():
         eca_jax.load_pretrained(None)
 
 
+SHARE = "0 <= {0} < 1, got {1}"
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "expected"),
+    [
+        ("dtype", jnp.int32, "one of float32, bfloat16, float64, float16, got 'int32'"),
+        ("dtype", bool, "one of .*, got 'bool'"),
+        ("dtype", "complex64", "one of .*, got 'complex64'"),
+        ("dtype", "garbage", "one of .*, got 'garbage'"),
+        ("dtype", None, "one of .*, got None"),
+        ("param_dtype", jnp.int32, "one of .*, got 'int32'"),
+        ("dropout", 1, SHARE),
+        ("dropout", -0.1, SHARE),
+        ("dropout", math.nan, SHARE),
+        ("dropout", "0.1", "a number or None, got '0.1'"),
+        ("drop_path", 9, SHARE),
+        ("drop_path", math.nan, SHARE),
+        ("drop_path", None, "a number, got None"),
+        ("batch_norm_momentum", 0, "0 < batch_norm_momentum <= 1, got 0"),
+        ("batch_norm_momentum", 2, "0 < batch_norm_momentum <= 1, got 2"),
+        ("batch_norm_momentum", math.nan, "0 < batch_norm_momentum <= 1, got nan"),
+        ("num_classes", "10", "a whole number, got '10'"),
+        ("num_classes", 10.5, "a whole number, got 10.5"),
+        ("num_classes", 0, "a positive number, got 0"),
+        ("width_multiplier", "0.5", "a number, got '0.5'"),
+        ("width_multiplier", None, "a number, got None"),
+        ("batch_norm_group", 2.5, "a whole number or None, got 2.5"),
+        ("batch_norm_group", "4", "a whole number or None, got '4'"),
+        ("batch_norm_group", 0, "a positive number, got 0"),
+        ("small_stem", "false", "True or False, got 'false'"),
+        ("rematerialise", 1, "True or False, got 1"),
+        ("name", None, "text, got None"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused_by_name(argument, value, expected):
+    with pytest.raises(EcaJaxError, match=f"^{argument}: expected {expected.format(argument, value)}"):
+        eca_jax.create_model(**{"name": "resnet18", "rngs": nnx.Rngs(0), argument: value})
+
+
+@pytest.mark.skipif(bool(jax.config.jax_enable_x64), reason="float64 is there")
+def test_float64_is_not_silently_float32():
+    for argument in ("dtype", "param_dtype"):
+        with pytest.raises(EcaJaxError, match=f"^{argument}: float64 needs .* JAX_ENABLE_X64=1"):
+            eca_jax.create_model("resnet18", rngs=nnx.Rngs(0), **{argument: "float64"})
+
+
+@pytest.mark.parametrize(("name", "channels"), [("resnet18", 512), ("mobilenet_v2", 1280)])
+def test_a_classifier_that_fits_no_memory_is_refused(name, channels):
+    with pytest.raises(
+        EcaJaxError, match=f"^num_classes: too large, a classifier from {channels} channels to 1000000000 "
+    ):
+        abstract(name, num_classes=10**9)
+
+
 def test_a_string_is_the_kind_of_an_attention():
     assert abstract("resnet18", attention="se").architecture == abstract("se_resnet18").architecture.__class__(
         "resnet18", 1000, abstract("se_resnet18").architecture.attention
