@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import pathlib
 
-from eca_jax.data.records import Label, Source, digest_of_files
+from eca_jax.data.records import Label, Source, digest_of_files, path_in_name
 from eca_jax.data.splits import check_split, held_out, select, split_names
 from eca_jax.errors import EcaJaxError
 
@@ -74,7 +74,7 @@ def csv_splits(name: str) -> list[str]:
 
 def _tables(name: str) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
     """(the path that the data set's name has, the table of each split)."""
-    root = pathlib.Path(name.removeprefix(PREFIX)).expanduser()
+    root = path_in_name(name)
     tables = {path.stem: path for path in sorted(root.glob("*.csv"))} if root.is_dir() else {"train": root}
     if not tables or not all(path.is_file() for path in tables.values()):
         raise EcaJaxError(f"data.name: {name!r}: there is no table {root if root.suffix else root / 'train.csv'}")

@@ -5,6 +5,7 @@ an image's. Hidden files and folders are left out too, and a name that is not a 
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,9 +15,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from eca_jax.data.records import Source, digest_of_files
+from eca_jax.data.records import Source, digest_of_files, path_in_name
 from eca_jax.data.splits import HELD_OUT, check_split, held_out, select, split_names
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, printable
 
 PREFIX = "folder:"
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
@@ -26,7 +27,10 @@ LIKE_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testi
 
 
 NO_FILE = "no regular file"
-"""A pipe, a socket, a device, or a link to nothing, with an image's ending: what opens such a one may wait for ever."""
+"""A pipe, a socket, a device, or a link to nothing or to itself, with an image's ending.
+
+What opens such a one may wait for ever.
+"""
 
 
 class LeftOut(NamedTuple):
@@ -55,6 +59,18 @@ class FolderRecords:
         return digest_of_files(self.root, self.files, self.labels)
 
 
+@contextlib.contextmanager
+def _permitted() -> Iterator[None]:
+    """What may not be read is named, with what to do."""
+    try:
+        yield
+    except PermissionError as error:
+        raise EcaJaxError(
+            f"{error.filename} may not be read by this user: grant it (chmod a+rX), or move it out of the data set"
+        ) from error
+
+
+@_permitted()
 def open_folder(name: str, split: str | None, data_dir: str | None = None) -> Source:
     """`/path/SPLIT/CLASS/image.jpg`, or `/path/CLASS/image.jpg` whose one split is called 'train'.
 
@@ -62,14 +78,16 @@ def open_folder(name: str, split: str | None, data_dir: str | None = None) -> So
     'train[:90%]' and 'train[90%:]' make a training and a held-out set. What is left out is named on stderr, once.
 
     Raises:
-      EcaJaxError: no such directory or split, no class folders, a class folder without images.
+      EcaJaxError: no such directory or split, no class folders, a class folder without images or one that may not be
+        read.
     """
     root = _root(name)
     folders = {path.name: path for path in _folders(root)}
     split = held_out(name, list(folders)) if split is None else split
     wanted = split_names(split)
     roots = {"train": root} if wanted == {"train"} and "train" not in folders else folders
-    check_split(name, split, sorted(roots))
+    classes_only = not LIKE_SPLITS & {folder.lower() for folder in folders}
+    check_split(name, split, sorted({"train"} | (wanted & {*roots}) if classes_only else roots))
     if not wanted:
         raise EcaJaxError(
             f"data set {name!r}: cannot read split {split!r}; expected one such as 'train' or 'train[:90%]'"
@@ -86,13 +104,19 @@ def open_folder(name: str, split: str | None, data_dir: str | None = None) -> So
         examples[s] = [(file, label) for label, files in enumerate(classes.values()) for file in files]
         if roots[s] == root:
             _check_classes(root, classes)
-            examples[s].sort(key=lambda e: hashlib.sha256(e[0].relative_to(root).as_posix().encode()).digest())
+            examples[s].sort(key=lambda e: _shuffled(e[0].relative_to(root)))
     chosen, parts = select(name, split, examples)
     files, labels = zip(*chosen, strict=True)
     everything = tuple(left for _, left_out in found.values() for left in left_out)
     return Source(name, split, FolderRecords(root, files, labels, everything), names, parts=parts)
 
 
+def _shuffled(path: pathlib.Path) -> bytes:
+    """The place of a file in an order that depends on the names alone; these need not be UTF-8."""
+    return hashlib.sha256(path.as_posix().encode(errors="surrogateescape")).digest()
+
+
+@_permitted()
 def folder_splits(name: str) -> list[str]:
     """The splits that the directory has: its folders, where one of them is called as a split is, or 'train' alone."""
     names = [path.name for path in _folders(_root(name))]
@@ -100,14 +124,14 @@ def folder_splits(name: str) -> list[str]:
 
 
 def _root(name: str) -> pathlib.Path:
-    root = pathlib.Path(name.removeprefix(PREFIX)).expanduser()
+    root = path_in_name(name)
     if not root.is_dir():
         raise EcaJaxError(f"data.name: {name!r}: {root} is not a directory")
     return root
 
 
 def _folders(root: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
 
 
 def _scan(root: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], list[LeftOut]]:
@@ -118,7 +142,7 @@ def _scan(root: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], list[LeftO
     left_out = [
         LeftOut(path, _hidden(path.name) or "in no class folder")
         for path in sorted(root.iterdir())
-        if not path.is_dir() or path.name.startswith(".")
+        if not path.is_dir() or _hidden(path.name)
     ]
     classes: dict[str, list[pathlib.Path]] = {}
     for folder in folders:
@@ -137,9 +161,10 @@ def _walk(folder: pathlib.Path, above: tuple[tuple[int, int], ...]) -> Iterator[
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             path = folder / entry.name
+            nowhere = entry.is_symlink() and not os.path.exists(path)  # a link to nothing, or to itself
             if why := _hidden(entry.name):
                 yield path, why
-            elif entry.is_dir():
+            elif not nowhere and entry.is_dir():
                 if (identity := _identity(path)) in above:
                     yield path, "a link to a folder that it is in"
                 else:
@@ -147,7 +172,7 @@ def _walk(folder: pathlib.Path, above: tuple[tuple[int, int], ...]) -> Iterator[
             elif not entry.name.lower().endswith(ENDINGS):
                 yield path, "without an image's ending"
             else:
-                yield path, None if entry.is_file() else NO_FILE
+                yield path, NO_FILE if nowhere or not entry.is_file() else None
 
 
 def _identity(folder: pathlib.Path) -> tuple[int, int]:
@@ -156,7 +181,8 @@ def _identity(folder: pathlib.Path) -> tuple[int, int]:
 
 
 def _hidden(name: str) -> str | None:
-    return "hidden" if name.startswith(".") else None
+    """Of macOS too, which puts a folder of such files beside the others of a zip archive."""
+    return "hidden" if name.startswith(".") or name == "__MACOSX" else None
 
 
 def _check_classes(root: pathlib.Path, classes: dict[str, list[pathlib.Path]]) -> None:
@@ -173,7 +199,7 @@ def _note(root: pathlib.Path, left_out: Sequence[LeftOut]) -> str:
     """'note: /path: left out 3: 2 hidden (a/.x, …), 1 without an image's ending (a/y.txt)'; '' where nothing was."""
     groups = collections.defaultdict(list)
     for path, why in left_out:
-        groups[why].append(path.relative_to(root).as_posix())
+        groups[why].append(printable(path.relative_to(root).as_posix()))
     what = (f"{len(names)} {why} ({names[0]}{', …' if names[1:] else ''})" for why, names in groups.items())
     return f"note: {root}: left out {len(left_out)}: {', '.join(what)}" if left_out else ""
 

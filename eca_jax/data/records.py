@@ -64,7 +64,7 @@ class Source:
     def describe(self, index: int) -> str:
         """The name of a record for an error message."""
         files = getattr(self.records, "files", None)
-        where = f"record {index}" if files is None else files[index]
+        where = f"record {index}" if files is None else printable(str(files[index]))
         return f"{where} of {self.name!r}, split {self.split!r}"
 
 
@@ -80,6 +80,22 @@ def digest_of_files(root: pathlib.Path, files: Sequence[pathlib.Path], labels: S
     """`digest` of the paths below `root`, the sizes and the labels of files."""
     lines = zip(files, labels, strict=True)
     return digest(f"{file.relative_to(root).as_posix()} {file.stat().st_size} {label}" for file, label in lines)
+
+
+def path_in_name(name: str) -> pathlib.Path:
+    """'folder:~/images' -> the path behind the prefix, with the home directory for '~'.
+
+    Raises:
+      EcaJaxError: there is none, or no such user.
+    """
+    prefix, _, path = name.partition(":")
+    if not path.strip():
+        raise EcaJaxError(f"data.name: {name!r} has no path; expected {prefix}:/path")
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        user = path.partition("/")[0]
+        raise EcaJaxError(f"data.name: {name!r}: {user} is no user's home directory; give the whole path") from error
 
 
 def check_classes(source: Source, expected: tuple[str, ...], owner: str) -> None:

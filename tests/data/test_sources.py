@@ -1,8 +1,10 @@
 """Data sets by name: what is read is what was written, and what cannot be read is refused with the way out."""
 
 import dataclasses
+import errno
 import io
 import os
+import pathlib
 import socket
 import sys
 
@@ -17,7 +19,7 @@ from eca_jax.config import Config, DataConfig
 from eca_jax.data import sources
 from eca_jax.data.digits import png
 from eca_jax.data.records import SOURCES, Source
-from eca_jax.data.sources import declared_size, open_source
+from eca_jax.data.sources import declared_size, known_splits, open_source
 from eca_jax.errors import EcaJaxError
 from eca_jax.training.start import open_sources
 from tests.damage import refusal
@@ -276,6 +278,71 @@ def test_a_folder_is_read_whatever_lies_beside_its_images(tmp_path, capsys):
         "2 without an image's ending (cat/b.txt, …), 3 no regular file (cat/pipe.jpg, …), "
         "1 a link to a folder that it is in (dog/again)\n"
     )
+
+
+def test_names_need_not_be_utf_8(tmp_path):
+    root = make_folder(tmp_path, splits=("",), classes=("cat",))
+    os.mkdir(os.fsencode(root) + b"/caf\xe9")
+    (root / os.fsdecode(b"caf\xe9/\xff.png")).write_bytes(png(np.zeros((4, 4))))
+    source = open_source(f"folder:{root}", "train")
+    assert sorted(label for _, label in source) == [0] + [1] * 5
+    (index,) = (i for i in range(len(source)) if source[i][1] == 0)
+    assert r"caf\udce9/\udcff.png of " in source.describe(index)
+
+
+def test_a_link_to_itself_is_left_out_as_one_to_nothing_is(tmp_path):
+    root = make_folder(tmp_path)
+    (root / "train" / "cat" / "loop.png").symlink_to("loop.png")
+    source = open_source(f"folder:{root}", "train")
+    assert len(source) == 10
+    assert source.records.left_out == ((root / "train" / "cat" / "loop.png", "no regular file"),)
+
+
+def test_what_may_not_be_read_is_named_with_what_to_do(tmp_path, monkeypatch):
+    root = make_folder(tmp_path)
+    scandir = os.scandir
+
+    def refused(path):  # as to whoever is not root
+        if pathlib.Path(path) == root / "train" / "dog":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    message = refusal(open_source, f"folder:{root}", "train")
+    assert message.startswith(f"{root}/train/dog may not be read by this user: grant it (chmod a+rX), or move it out")
+
+
+@pytest.mark.parametrize("prefix", ["folder", "csv"])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("", "has no path; expected {}:/path"), ("~no_such_user/x", "~no_such_user is no user's home directory")],
+)
+def test_a_path_in_a_name_is_one(prefix, path, message):
+    for call in (known_splits, lambda name: open_source(name, "train")):
+        assert message.format(prefix) in refusal(call, f"{prefix}:{path}")
+
+
+def test_classes_are_not_offered_as_splits(tmp_path):
+    root = make_folder(tmp_path, splits=("",), classes=("a", "vat"))
+    assert refusal(open_source, f"folder:{root}", "val").endswith("unknown split 'val' in 'val'. Known: train.")
+
+
+def test_macos_s_folder_beside_the_classes_is_left_out(tmp_path):
+    root = make_folder(tmp_path, splits=("",))
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX" / "._0.png").write_bytes(b"")
+    assert open_source(f"folder:{root}", "train").class_names == ("cat", "dog")
+
+
+def test_what_is_left_out_is_said_in_one_line(tmp_path, capsys):
+    root = make_folder(tmp_path)
+    (root / "train" / "cat" / "two\nlines.txt").write_bytes(b"")
+    (root / "train" / "cat" / "two\nlines.png").write_bytes(b"")
+    source = open_source(f"folder:{root}", "train")
+    assert r"two\nlines.png of " in source.describe(5)
+    assert capsys.readouterr().err.splitlines() == [
+        rf"note: {root}/train: left out 1: 1 without an image's ending (cat/two\nlines.txt)"
+    ]
 
 
 def tables(tmp_path, root):
