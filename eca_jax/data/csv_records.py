@@ -12,11 +12,13 @@ file; labels are separated by semicolons, and an image may have none. The first 
 import csv
 import dataclasses
 import hashlib
+import io
 import pathlib
+import stat
 
 from eca_jax.data.records import Label, Source, digest_of_files, path_in_name
 from eca_jax.data.splits import check_split, held_out, select, split_names
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, printable
 
 PREFIX = "csv:"
 HEADING = ["path", "label"]
@@ -53,6 +55,8 @@ def open_csv(name: str, split: str | None, data_dir: str | None = None) -> Sourc
     check_split(name, split, sorted(tables))
     rows = {s: _read(path) for s, path in tables.items()}
     class_names = sorted({label for table in rows.values() for _, labels in table for label in labels})
+    if not class_names and any(rows.values()):
+        raise EcaJaxError(f"data set {name!r}: no image has a label; expected rows such as 'images/1.jpg,dog'")
     numbers = {label: number for number, label in enumerate(class_names)}
     multi_label = any(len(labels) != 1 for table in rows.values() for _, labels in table)
 
@@ -76,31 +80,57 @@ def _tables(name: str) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
     """(the path that the data set's name has, the table of each split)."""
     root = path_in_name(name)
     tables = {path.stem: path for path in sorted(root.glob("*.csv"))} if root.is_dir() else {"train": root}
+    if odd := [path for path in tables.values() if path.exists() and not path.is_file()]:
+        raise EcaJaxError(f"data.name: {name!r}: {odd[0]} is no regular file; expected a table")
     if not tables or not all(path.is_file() for path in tables.values()):
         raise EcaJaxError(f"data.name: {name!r}: there is no table {root if root.suffix else root / 'train.csv'}")
     return root, tables
 
 
 def _read(path: pathlib.Path) -> list[tuple[pathlib.Path, tuple[str, ...]]]:
-    """The rows of a table: (image file, labels)."""
+    """The rows of a table: (image file, labels). Blank lines at the end are none."""
     found = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        table = csv.reader(file, strict=True)
-        try:
-            if (heading := next(table, [])) != HEADING:
-                raise EcaJaxError(f"{path}, line 1: expected the heading 'path,label', got {','.join(heading)!r}")
-            for row in table:
-                where = f"{path}, line {table.line_num}"
-                if len(row) != len(HEADING) or not row[0]:
-                    raise EcaJaxError(f"{where}: expected path,label or path,label;label, got {','.join(row)!r}")
-                if row[0] in found:
-                    raise EcaJaxError(f"{where}: {row[0]} is there twice; give all its labels in one row")
-                if not (path.parent / row[0]).is_file():
-                    raise EcaJaxError(f"{where}: there is no file {path.parent / row[0]}")
-                found[row[0]] = tuple(dict.fromkeys(label.strip() for label in row[1].split(";") if label.strip()))
-        except csv.Error as error:
-            raise EcaJaxError(f"{path}, line {table.line_num}: {error}") from error
-        except UnicodeDecodeError as error:
-            raise EcaJaxError(f"{path} is no table in UTF-8: {error}") from error
+    table = csv.reader(io.StringIO(_text(path).rstrip("\r\n"), newline=""), strict=True)
+    try:
+        if (heading := next(table, [])) != HEADING:
+            raise EcaJaxError(
+                f"{path}, line 1: expected the heading 'path,label', got {','.join(heading)!r} "
+                "(it is in small letters, with a comma and no spaces)"
+            )
+        for row in table:
+            where = f"{path}, line {table.line_num}"
+            if len(row) != len(HEADING) or not row[0]:
+                raise EcaJaxError(f"{where}: expected path,label or path,label;label, got {','.join(row)!r}")
+            if row[0] in found:
+                raise EcaJaxError(f"{where}: {printable(row[0])} is there twice; give all its labels in one row")
+            _check_image(where, path.parent / row[0])
+            found[row[0]] = tuple(dict.fromkeys(label.strip() for label in row[1].split(";") if label.strip()))
+    except csv.Error as error:
+        raise EcaJaxError(f"{path}, line {table.line_num}: {error}") from error
     order = sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest())
     return [(path.parent / name, found[name]) for name in order]
+
+
+def _text(path: pathlib.Path) -> str:
+    """What is in the table, without the byte-order mark that Excel puts first."""
+    try:
+        data = path.read_bytes()
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise EcaJaxError(f"cannot read the table {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise EcaJaxError(f"{path} is no table in UTF-8 (line {line}: {error.reason}): save it as CSV UTF-8") from error
+
+
+def _check_image(where: str, file: pathlib.Path) -> None:
+    """Refuses a row whose file is not there: no file, no regular one, or one that cannot be asked for."""
+    try:
+        if stat.S_ISREG(file.stat().st_mode):
+            return
+        why = "{} is no regular file; expected an image"
+    except (FileNotFoundError, NotADirectoryError):
+        why = "there is no file {}"
+    except (OSError, ValueError) as error:  # too long, not permitted; with a null character
+        why = f"cannot open {{}}: {getattr(error, 'strerror', None) or error}"
+    raise EcaJaxError(f"{where}: {why.format(printable(str(file))[:300])}")

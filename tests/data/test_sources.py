@@ -353,6 +353,45 @@ def tables(tmp_path, root):
     return f"csv:{tmp_path / 'table.csv'}"
 
 
+def test_a_table_as_excel_writes_it_is_read(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(name.encode())
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfpath,label\r\na.png,x\r\nb.png,\xc3\xa9\r\n\r\n")
+    source = open_source(f"csv:{tmp_path / 't.csv'}", "train")
+    assert sorted((data, source.class_names[label]) for data, label in source) == [(b"a", "x"), (b"b", "é")]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (b"Path,Label\na.png,x\n", "line 1: expected the heading 'path,label', got 'Path,Label' (it is in small"),
+        (b"path,label\n\na.png,\xe9\n", "t.csv is no table in UTF-8 (line 3: invalid continuation byte): save it as"),
+        (b"path,label\n" + b"x" * 300 + b",x\n", "t.csv, line 2: cannot open {here}/xxx"),
+        (b"path,label\na\0b.png,x\n", r"t.csv, line 2: cannot open {here}/a\x00b.png: embedded null"),
+        (b'path,label\n"a\nb.png",x\n', r"t.csv, line 3: there is no file {here}/a\nb.png"),
+        (b"path,label\npipe.png,x\n", "t.csv, line 2: {here}/pipe.png is no regular file; expected an image"),
+        (b"path,label\na.png,\n", "no image has a label; expected rows such as 'images/1.jpg,dog'"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_named_with_its_line(tmp_path, table, message):
+    (tmp_path / "a.png").write_bytes(b"a")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "t.csv").write_bytes(table)
+    assert message.format(here=tmp_path) in refusal(open_source, f"csv:{tmp_path / 't.csv'}", "train")
+
+
+def test_a_table_is_a_regular_file(tmp_path, monkeypatch):
+    assert "/dev/null is no regular file; expected a table" in refusal(open_source, "csv:/dev/null", "train")
+    (tmp_path / "t.csv").write_bytes(b"")
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", refused)
+    message = refusal(open_source, f"csv:{tmp_path / 't.csv'}", "train")
+    assert message == f"cannot read the table {tmp_path / 't.csv'}: Permission denied"
+
+
 @pytest.fixture(params=["digits", "tfds", "folder", "csv"])
 def with_train(request, tmp_path) -> DataConfig:
     """A data set that has a split 'train'."""
