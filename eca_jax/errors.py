@@ -12,11 +12,17 @@ class EcaJaxError(ValueError):
     """Something that the user can mend: the message names the thing, the value, what was expected and what to do."""
 
 
+MOST_KNOWN = 40
+"""As many options are listed in an error."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
-    """' Did you mean a, b?' for the options nearest to `name`, or the list of options when none is near."""
-    options = sorted(options)
-    near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
-    return f" Did you mean {', '.join(near)}?" if near else f" Known: {', '.join(options)}."
+    """' Did you mean a, b?' for the options nearest to `name`, whatever its case; or the options when none is near."""
+    options = sorted({*options})
+    folded = {option.casefold(): option for option in options}
+    near = [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
+    more = f", … ({len(options)} in all)" if len(options) > MOST_KNOWN else ""
+    return f" Did you mean {', '.join(near)}?" if near else f" Known: {', '.join(options[:MOST_KNOWN])}{more}."
 
 
 def unknown_option(args: Sequence[str], unknown: Sequence[str], options: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ import pytest
 
 from eca_jax.data.imagenet import readable
 from eca_jax.data.records import class_difference
-from eca_jax.errors import printable
+from eca_jax.errors import nearest, printable
 from eca_jax.tasks import Classification
 from eca_jax.tasks.base import expect_finite
 from tests.damage import refusal
@@ -31,3 +31,11 @@ def test_predictions_that_are_not_numbers_are_not_shown():
         expect_finite, np.array([0.5, np.nan])
     )
     assert expect_finite(np.ones(2)).sum() == 2
+
+
+def test_the_nearest_names_whatever_their_case_each_once_and_whole():
+    assert nearest("CIFAR10", ["cifar10", "cifar10", "mnist"]) == " Did you mean cifar10?"
+    assert nearest("b", ["Train", "Train", "val"]) == " Known: Train, val."
+    many = nearest("?", [f"data_set_{i:03}" for i in range(300)])
+    assert many.startswith(" Known: data_set_000, data_set_001, ")
+    assert many.endswith(", data_set_039, … (300 in all).")

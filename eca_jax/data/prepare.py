@@ -22,6 +22,7 @@ from tensorflow_datasets.core.naming import parse_builder_name_kwargs
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 from tensorflow_datasets.core.utils.shard_utils import ShardConfig, get_shard_boundaries
 
+from eca_jax.data import csv_records, folders
 from eca_jax.data.archives import IMAGES, Image, find_archives, read_archive, read_image
 from eca_jax.data.digits import Digits
 from eca_jax.data.shards import ARRAY_RECORD, Shard, write_data_set
@@ -29,12 +30,22 @@ from eca_jax.errors import EcaJaxError, nearest
 
 ARCHIVES = {"imagenet2012": ("train", "validation"), "imagenet2012_real": ("validation",)}
 """The data sets that are made of ImageNet's official tar files, and of which."""
+HUGGING_FACE = "huggingface:"
+"""TFDS's prefix for them."""
+PACKAGES = {"google storage": "gcsfs", "'tensorflow'": "'eca-jax[prepare]'"}
+"""What to install, by what TFDS says is missing."""
 RECORD_BYTES = 256
 """More than a record needs besides its image."""
 
 
 def tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """The builder of a data set, prepared or not."""
+    if name.startswith(HUGGING_FACE):  # TFDS asks the network for the names of all there are
+        raise EcaJaxError(
+            f"data.name: {name!r}: data sets of Hugging Face are not read; save its images as folder:/path or csv:/path"
+        )
+    if data_dir and os.path.exists(data_dir) and not os.path.isdir(data_dir):
+        raise EcaJaxError(f"data.data_dir: {data_dir} is a file; expected a directory")
     try:
         parse_builder_name_kwargs(name)
     except ValueError:  # a page about names
@@ -48,11 +59,18 @@ def tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             f"data set {name!r}: its dataset_info.json is damaged ({error}); remove its directory and prepare it anew"
         ) from error
     except ImportError as error:
-        raise EcaJaxError(f"data.data_dir: {' '.join(str(error).split())}: pip install gcsfs") from error
+        raise _not_installed(name, error) from error
     except DatasetNotFoundError:
         raise _unknown(name, ["digits", *tfds.list_builders(with_community_datasets=False)]) from None
     except (ValueError, TypeError, AssertionError) as error:  # a configuration, a version, an argument
         raise EcaJaxError(f"data.name: {name!r}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _not_installed(name: str, error: ImportError) -> EcaJaxError:
+    """The error for a package that TFDS needs for a data set, or for where it is, and that is not there."""
+    text = " ".join(str(error).split())
+    advice = next((f": pip install {package}" for word, package in PACKAGES.items() if word in text.lower()), "")
+    return EcaJaxError(f"data set {name!r}: {text}{advice}")
 
 
 def _unknown(name: str, known: Sequence[str]) -> EcaJaxError:
@@ -61,7 +79,7 @@ def _unknown(name: str, known: Sequence[str]) -> EcaJaxError:
     if os.path.isdir(path) or (path.endswith(".csv") and os.path.isfile(path)):
         hint = f" Did you mean {shlex.quote(('folder:' if os.path.isdir(path) else 'csv:') + name)}?"
     elif known:
-        hint = f"{nearest(name, known)[:300]} Or folder:/path."
+        hint = f"{nearest(name, known)} Or folder:/path."
     else:
         hint = " Expected digits, a name of TFDS such as cifar10, folder:/path or csv:/path."
         hint += f" (There is no directory {path}.)" if "/" in name else ""
@@ -78,6 +96,8 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
       EcaJaxError: unknown data set; TensorFlow is missing; files that are fetched by hand are missing or damaged; the
         disk is too small.
     """
+    if name.startswith((folders.PREFIX, csv_records.PREFIX)):
+        raise EcaJaxError(f"data set {name!r} needs no preparation: it is read as it is, as data.name")
     _require_local_disk(data_dir or os.environ.get("TFDS_DATA_DIR", ""))
     builder = tfds_builder(name, data_dir)
     if builder.info.splits:

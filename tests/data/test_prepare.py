@@ -14,6 +14,7 @@ import types
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
 from eca_jax.data.prepare import convert, prepare
@@ -40,6 +41,43 @@ def test_without_tensorflow_the_extra_is_named(tmp_path, no_tensorflow):
     prepare_like("mnist", tmp_path, {"train": 3})
     with pytest.raises(EcaJaxError, match="needs TensorFlow"):
         convert("mnist", str(tmp_path), str(tmp_path / "new"))
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (
+            "No module named 'tensorflow'",
+            "data set 'coco/2017': No module named 'tensorflow': pip install 'eca-jax[prepare]'",
+        ),
+        ("Please install gcsfs to access Google Storage", "access Google Storage: pip install gcsfs"),
+        ("No module named 'bs4'", "data set 'coco/2017': No module named 'bs4'"),
+    ],
+)
+def test_of_a_package_that_is_missing_the_right_one_is_named(tmp_path, monkeypatch, missing, message):
+    def builder(name, data_dir):
+        raise ImportError(missing)
+
+    monkeypatch.setattr(tfds, "builder", builder)
+    assert refusal(prepare, "coco/2017", str(tmp_path)).endswith(message)
+
+
+def test_data_sets_of_hugging_face_are_refused_without_the_network(monkeypatch):
+    monkeypatch.setattr(tfds, "builder", None)
+    message = refusal(open_source, "huggingface:mnist", "train")
+    assert message.endswith("data sets of Hugging Face are not read; save its images as folder:/path or csv:/path")
+
+
+def test_a_file_is_no_data_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    for call in (prepare, lambda name, data_dir: open_source(name, "train", data_dir)):
+        message = refusal(call, "digits", str(tmp_path / "file"))
+        assert message == f"data.data_dir: {tmp_path / 'file'} is a file; expected a directory"
+
+
+def test_a_folder_needs_no_preparation(tmp_path):
+    for prefix in ("folder", "csv"):
+        assert "needs no preparation: it is read as it is" in refusal(prepare, f"{prefix}:{tmp_path}")
 
 
 def test_what_is_not_prepared_is_not_converted(tmp_path):
