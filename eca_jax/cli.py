@@ -436,17 +436,20 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from eca_jax.data.check import check
+    from eca_jax.data.check import check, class_differences
     from eca_jax.data.config import DataConfig
     from eca_jax.data.sources import known_splits, open_source
 
     splits = [args.split] if args.split else known_splits(args.data, args.data_dir)
-    status = EXIT_OK
     keys = (args.image_key, args.label_key)
-    for source in [open_source(args.data, split, args.data_dir, keys) for split in splits]:
+    sources = [open_source(args.data, split, args.data_dir, keys) for split in splits]
+    differences = class_differences(sources)
+    status = EXIT_ERROR if differences else EXIT_OK
+    for source in sources:
         report = check(source, DataConfig.num_threads)
         print("\n".join(report.lines()), flush=True)
         status = EXIT_ERROR if report.unreadable else status
+    print("".join(f"{line}\n" for line in differences), end="", flush=True)
     return status
 
 

@@ -2,16 +2,16 @@
 
 import collections
 import dataclasses
-import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import tqdm
 from PIL import Image
 
 from eca_jax.data.folders import NO_FILE
-from eca_jax.data.preprocess import decode
-from eca_jax.data.records import Source
+from eca_jax.data.preprocess import decode, open_image
+from eca_jax.data.records import Source, class_difference
+from eca_jax.errors import printable
 
 FORMATS = {"MPO": "JPEG"}
 """What Pillow calls a JPEG file that has a second picture behind the first, as cameras write it."""
@@ -49,7 +49,7 @@ class Report:
 
     def __post_init__(self):
         for path, why in getattr(self.source.records, "left_out", ()):
-            (self.unreadable if why == NO_FILE else self.left_out).append(f"{path}: {why}")
+            (self.unreadable if why == NO_FILE else self.left_out).append(f"{printable(str(path))}: {why}")
 
     def add(self, index: int, found: Checked) -> None:
         """Counts one record."""
@@ -69,11 +69,11 @@ class Report:
         """For people, and for grep: what cannot be read begins with 'unreadable: '."""
         source = self.source
         yield (
-            f"{source.name}, split {source.split!r}: {self.images} of {len(source)} images can be read, "
+            f"{printable(source.name)}, split {source.split!r}: {self.images} of {len(source)} images can be read, "
             f"{len(source.class_names)} classes"
         )
         for label, name in enumerate(source.class_names):
-            yield f"{self.counts[label]:9}  {name}"
+            yield f"{self.counts[label]:9}  {printable(name)}"
         for which, found in (("smallest", self.smallest), ("largest", self.largest)):
             if found is not None:
                 index, (width, height) = found
@@ -81,6 +81,17 @@ class Report:
         yield from (f"left out: {what}" for what in self.left_out)
         yield from (f"odd: {what}" for what in self.odd)
         yield from (f"unreadable: {what}" for what in self.unreadable)
+
+
+def class_differences(sources: Sequence[Source]) -> list[str]:
+    """For people: the splits of a data set whose classes are not those of the first, with which no run would begin."""
+    first, *others = sources
+    return [
+        f"classes differ: split {first.split!r} (the first) and {other.split!r} (the second): "
+        f"{class_difference(first.class_names, other.class_names)}"
+        for other in others
+        if other.class_names != first.class_names
+    ]
 
 
 def check(source: Source, num_threads: int) -> Report:
@@ -97,7 +108,7 @@ def check(source: Source, num_threads: int) -> Report:
 def _check_record(source: Source, index: int) -> Checked:
     try:
         data, label = source[index]
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             found_format, frames = str(image.format), getattr(image, "n_frames", 1)
         size = decode(data).size
     except Exception as error:  # whatever a decoder says of damaged bytes

@@ -155,6 +155,25 @@ def words(value: Any) -> list[str]:
     return [str(v) for v in (value if isinstance(value, tuple | list) else (value,))]
 
 
+VECTOR = ("EPS", "WMF")
+"""Formats of drawings. For EPS, Pillow would start Ghostscript, which runs what stands in the file."""
+
+
+def open_image(data: bytes) -> Image.Image:
+    """An encoded image of whichever format of pixels Pillow knows, its header read alone.
+
+    Raises:
+      EcaJaxError: it is of none.
+      Image.DecompressionBombError: as `decode`.
+    """
+    Image.preinit()  # the usual formats, which are to be asked first
+    Image.init()
+    try:
+        return Image.open(io.BytesIO(data), formats=[name for name in Image.ID if name not in VECTOR])
+    except Image.UnidentifiedImageError:  # which names the place of the bytes in memory
+        raise EcaJaxError("no known image format") from None
+
+
 def decode(data: bytes) -> Image.Image:
     """An encoded image with 8 bits a channel (colour, grey, palette, CMYK) -> RGB.
 
@@ -167,11 +186,7 @@ def decode(data: bytes) -> Image.Image:
       Image.DecompressionBombError: more than 178,956,970 pixels (twice `Image.MAX_IMAGE_PIXELS`), and whatever
         else Pillow says of what it cannot read.
     """
-    try:
-        image = Image.open(io.BytesIO(data))
-    except Image.UnidentifiedImageError:  # which names the place of the bytes in memory
-        raise EcaJaxError("no known image format") from None
-    with image:
+    with open_image(data) as image:
         if image.mode.startswith(("I", "F")):
             raise EcaJaxError(
                 f"its pixels have more than 8 bits (mode {image.mode}), which would be cut off; scale them"

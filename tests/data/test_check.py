@@ -65,8 +65,8 @@ def test_everything_that_is_unreadable_or_odd_is_named(folder, capsys):
     assert lines[0].endswith("split 'train': 5 of 9 images can be read, 2 classes")
     expected = {
         "cut.jpg": ("unreadable", "runcated"),
-        "empty.png": ("unreadable", "cannot identify image"),
-        "text.gif": ("unreadable", "cannot identify image"),
+        "empty.png": ("unreadable", "no known image format"),
+        "text.gif": ("unreadable", "no known image format"),
         "deep.png": ("unreadable", "more than 8 bits"),
         "pipe.jpg": ("unreadable", "no regular file"),
         "Thumbs.db": ("left out", "without an image's ending"),
@@ -79,6 +79,26 @@ def test_everything_that_is_unreadable_or_odd_is_named(folder, capsys):
         (line,) = [line for line in said if f"/{name}" in line]
         assert line.startswith(f"{kind}: ")
         assert why in line
+
+
+def test_classes_that_differ_between_splits_are_said(folder, capsys):
+    (folder / "val" / "dog").rename(folder / "val" / "d\nog")
+    status, lines = checked(capsys, f"folder:{folder}")
+    assert status == 1
+    assert lines[-1] == (
+        r"classes differ: split 'train' (the first) and 'val' (the second): "
+        r"1 only in the first: dog; 1 only in the second: d\nog"
+    )
+    assert r"        1  d\nog" in lines
+
+
+def test_names_that_are_not_utf_8_are_shown_escaped(tmp_path, capsys):
+    write(tmp_path / os.fsdecode(b"caf\xe9") / os.fsdecode(b"\xff.png"), (2, 2), "PNG")
+    (tmp_path / os.fsdecode(b"caf\xe9") / os.fsdecode(b"\xfe.txt")).write_text("")
+    status, lines = checked(capsys, f"folder:{tmp_path}")
+    assert status == 0
+    assert lines[1] == r"        1  caf\udce9"
+    assert lines[-1] == rf"left out: {tmp_path}/caf\udce9/\udcfe.txt: without an image's ending"
 
 
 def test_digits_tfds_data_sets_and_tables(folder, tmp_path, capsys):

@@ -49,6 +49,17 @@ def test_what_is_no_image_is_answered_without_a_place_in_memory(data):
             decoded(data)
 
 
+def test_a_drawing_is_no_image():
+    """Pillow would give it to Ghostscript, a program that runs what the file says."""
+    with pytest.raises(EcaJaxError, match=r"^no known image format$"):
+        decode(encode(GRADIENT, "EPS"))
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PPM", "SGI", "TGA", "TIFF", "WEBP"])
+def test_every_format_of_pixels_is_read(kind):
+    assert decode(encode(GRADIENT, kind)).size == (30, 20)
+
+
 def test_cmyk_jpeg_becomes_rgb():
     assert decode(encode(GRADIENT.convert("CMYK"), "JPEG")).mode == "RGB"
 
