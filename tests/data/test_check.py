@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from eca_jax import cli
+from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.training.predict import predict_files
 from tests.damage import refusal
 from tests.datasets import prepare_like
@@ -132,6 +133,8 @@ def test_a_pipe_where_an_image_file_goes_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
 
     class Task:
+        preprocess = PreprocessConfig()
+
         def predictor(self, model):
             return lambda data: lambda: len(data)
 
