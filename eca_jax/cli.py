@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -60,6 +61,7 @@ def _answered(command: Callable[[], int]) -> int:
         import absl.logging
 
         absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax and TFDS warn of what is as it should be
+        warnings.filterwarnings("ignore", ".* could be decompression bomb")  # of twice as many pixels it is refused
         return command()
     except (EcaJaxError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

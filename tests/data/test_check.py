@@ -93,6 +93,16 @@ def test_classes_that_differ_between_splits_are_said(folder, capsys):
     assert r"        1  d\nog" in lines
 
 
+def test_a_large_image_is_read_without_a_warning(folder, capsys, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    assert checked(capsys, f"folder:{folder}")[0] == 0
+    assert not [warning for warning in recwarn if warning.category is Image.DecompressionBombWarning]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 250)
+    status, lines = checked(capsys, f"folder:{folder}", "--split", "train")
+    assert status == 1
+    assert "600 pixels" in lines[-1]
+
+
 def test_names_that_are_not_utf_8_are_shown_escaped(tmp_path, capsys):
     write(tmp_path / os.fsdecode(b"caf\xe9") / os.fsdecode(b"\xff.png"), (2, 2), "PNG")
     (tmp_path / os.fsdecode(b"caf\xe9") / os.fsdecode(b"\xfe.txt")).write_text("")
