@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import nnx
@@ -29,7 +29,8 @@ from eca_jax.models import registry
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.registry import MODELS, PAPER, attention_from_old
 from eca_jax.models.resnet import VARIANTS
-from eca_jax.nn.attention import ATTENTIONS
+from eca_jax.models.settings import checked
+from eca_jax.nn.attention import ATTENTIONS, AttentionConfig
 from eca_jax.optim import epochs_ended
 from eca_jax.plain import from_plain, to_plain
 from eca_jax.plugins import with_missing_plugins
@@ -62,7 +63,8 @@ def create_model(
       name: one of `list_models()`.
       rngs: for the initialisation, e.g. `nnx.Rngs(0)`.
       num_classes: width of the logits; None is 1000, or what the pretrained weights have.
-      pretrained: weights that `load_pretrained` finds; they decide the attention and the widths. None is fresh weights.
+      pretrained: weights that `load_pretrained` finds; they decide the attention, the stem and the widths, and what the
+        arguments say of those has to agree. None is fresh weights.
       skip: names of the pretrained weights that start anew, as shell patterns: `skip=("fc.*",)` for another head.
       settings: of `eca_jax.models.create_model`: `attention`, `small_stem`, `width_multiplier`, `dropout`, `drop_path`,
         `rematerialise`, `batch_norm_group`, `batch_norm_momentum`, `dtype`, `param_dtype`.
@@ -71,12 +73,12 @@ def create_model(
       EcaJaxError: for an unknown name (the nearest are named), an attention that does not fit, or weights that are not
         there or not of this model.
     """
+    if pretrained is None and skip:
+        raise EcaJaxError(f"skip: {skip!r} is of pretrained weights: give pretrained=, or leave it out")
     if pretrained is None:
         return registry.create_model(
             name, rngs=rngs, num_classes=1000 if num_classes is None else num_classes, **settings
         )
-    decided = {"attention", "small_stem", "width_multiplier"}
-    settings = {key: value for key, value in settings.items() if key not in decided}
     model = load_pretrained(pretrained, name=name, num_classes=num_classes, skip=skip, rngs=rngs, **settings)
     model.train()
     return model
@@ -100,10 +102,12 @@ def load_pretrained(
         directory of a training run, or one with timm's `model.safetensors` and `config.json`, as `eca-jax convert
         --to timm` writes it; or a name on the
         Hugging Face hub, 'ecaresnet50d.miil_in1k' or 'owner/repository', which is downloaded once.
-      name: the model that is expected; other weights are refused.
+      name: the model that is expected; other weights are refused. A plain backbone's name means one without attention,
+        unless `attention` says its kind, or the weights were trained under that name.
       num_classes, skip: for another head: `num_classes=10, skip=("fc.*",)`.
       rngs: for what is skipped.
-      settings: `dtype`, `batch_norm_group`, ... of `create_model`.
+      settings: `dtype`, `batch_norm_group`, ... of `create_model`; `attention`, `small_stem` and `width_multiplier`
+        have to be those of the weights.
 
     Raises:
       EcaJaxError: there is no such file, directory or name, or the weights do not fit; all faults are named at once.
@@ -162,7 +166,9 @@ def load(source: str | os.PathLike, *, skip: Sequence[str] = (), **wanted) -> Lo
     path = locate(source)
     if path.is_dir():
         run = read_run(path)
-        tensors, architecture = to_state_dict(run.model, NATIVE), run.model.architecture
+        architecture = run.model.architecture
+        wanted = undecided(architecture, wanted)
+        tensors = to_state_dict(run.model, NATIVE)
         model = from_state_dict(tensors, source=NATIVE, architecture=architecture, skip=skip, **wanted)
         model.preprocess = run.config.task.preprocess
         epoch = epochs_ended(run.step, run.num_examples, run.config.batch_size)
@@ -173,6 +179,7 @@ def load(source: str | os.PathLike, *, skip: Sequence[str] = (), **wanted) -> Lo
     timm = None if file.metadata else read_config(path.parent)
     if timm is not None:
         timm.check(architecture)
+    wanted = undecided(architecture, wanted)
     model = from_state_dict(file.tensors, source=origin, architecture=architecture, skip=skip, **wanted)
     said = preprocessing(file, timm)
     model.preprocess = said or PreprocessConfig()
@@ -187,6 +194,28 @@ def load(source: str | os.PathLike, *, skip: Sequence[str] = (), **wanted) -> Lo
     names = None if skip else saved_class_names(file, timm, model.architecture.num_classes)
     task = saved_task(file, model.preprocess)
     return Loaded(model, origin, momentum, file.epoch, task=task, class_names=names, assumed=said is None)
+
+
+def undecided(architecture: Architecture, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `load_pretrained` without those that the weights decide, which have to be as the weights are.
+
+    Raises:
+      EcaJaxError: names the argument that differs, or has a wrong type.
+    """
+    wanted = dict(wanted) | checked({key: value for key, value in wanted.items() if value is not None})
+    name, own = wanted.get("name"), architecture.attention.resolved()
+    attention = registry.as_attention(wanted.pop("attention", AttentionConfig()))
+    if (asked := own.refined(attention).resolved()) != own:
+        raise EcaJaxError(f"attention: the weights are of {own}, asked for is {asked}; leave it out")
+    for key in ("small_stem", "width_multiplier"):
+        if (asked := wanted.pop(key, has := getattr(architecture, key))) != has:
+            raise EcaJaxError(f"{key}: the weights have {has}, asked for is {asked}; leave it out")
+    if name in MODELS and name != architecture.name and registry.resolve_attention(name, attention).kind != own.kind:
+        raise EcaJaxError(
+            f"the weights are of {architecture.name!r}, the model asked for is {name!r}, which is without the attention "
+            f"{own.kind!r}"
+        )
+    return wanted
 
 
 def locate(source: str | os.PathLike) -> pathlib.Path:

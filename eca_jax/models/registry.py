@@ -81,6 +81,15 @@ def resolve_attention(name: str, attention: AttentionConfig = AttentionConfig())
     return own.refined(attention).resolved()
 
 
+def as_attention(attention: AttentionConfig | str) -> AttentionConfig:
+    """A string is the kind."""
+    if isinstance(attention, str):
+        return AttentionConfig(attention)
+    if not isinstance(attention, AttentionConfig):
+        raise EcaJaxError(f'attention: expected an AttentionConfig or a kind such as "eca", got {attention!r}')
+    return attention
+
+
 def model_row(name: str) -> tuple[str, AttentionConfig]:
     """(backbone, attention) of a model.
 
@@ -140,10 +149,7 @@ def create_model(
     given = locals()
     if not isinstance(rngs, nnx.Rngs):
         raise EcaJaxError(f"rngs: expected flax.nnx.Rngs, got {rngs!r}: give nnx.Rngs(0)")
-    if isinstance(attention, str):
-        attention = AttentionConfig(attention)
-    if not isinstance(attention, AttentionConfig):
-        raise EcaJaxError(f'attention: expected an AttentionConfig or a kind such as "eca", got {attention!r}')
+    attention = as_attention(attention)
     said = checked(given)
     architecture = Architecture(
         name, said["num_classes"], resolve_attention(name, attention), said["small_stem"], said["width_multiplier"]

@@ -64,15 +64,17 @@ def initial_state(config: Config, program: Program, num_classes: int) -> TrainSt
     state = program.init()
     if config.model.pretrained is None:
         return state
+    expected = architecture(config.model, num_classes)
     model = create_model(
         config.model.name,
+        attention=expected.attention.kind or "none",
         num_classes=num_classes,
         rngs=nnx.Rngs(config.seed),
         pretrained=config.model.pretrained,
         skip=config.model.skip,
         param_dtype=param_dtype(config.model),
     )
-    if model.architecture != (expected := architecture(config.model, num_classes)):
+    if model.architecture != expected:
         raise EcaJaxError(
             f"model.pretrained: {config.model.pretrained} is of {model.architecture}, the configuration of {expected}"
         )

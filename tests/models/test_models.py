@@ -272,7 +272,7 @@ def test_arguments_that_cannot_work_are_refused_by_name(argument, value, expecte
         eca_jax.create_model(**{"name": "resnet18", "rngs": nnx.Rngs(0), argument: value})
 
 
-@pytest.mark.skipif(bool(jax.config.jax_enable_x64), reason="float64 is there")
+@jax.enable_x64(False)
 def test_float64_is_not_silently_float32():
     for argument in ("dtype", "param_dtype"):
         with pytest.raises(EcaJaxError, match=f"^{argument}: float64 needs .* JAX_ENABLE_X64=1"):
