@@ -39,10 +39,8 @@ from eca_jax.tasks import TASKS, Classification, Task
 from eca_jax.tasks.registry import task_from_dict
 
 METADATA = "the metadata of the weights (is the file of another version of eca_jax?)"
-HUB, HUB_TIMEOUT = "hf-hub:", 5
-"""How timm marks a name on the hub; seconds to wait for the hub's first answer."""
-LARGEST_SIDE = 8192
-"""Of the images that weights may say they are for, in pixels: one takes 200 MB, decoded. Those in use have 800."""
+HUB, TIMM, HUB_TIMEOUT = "hf-hub:", "timm/", 5
+"""How timm marks a name on the hub; the owner of a name without one; seconds to wait for the hub's first answer."""
 FORMAT = 1
 """Of what our files say of themselves. Version 0.1.0 gave none: it wrote the options of all attentions, and no task and
 class names."""
@@ -212,8 +210,8 @@ def undecided(architecture: Architecture, wanted: Mapping[str, Any]) -> dict[str
             raise EcaJaxError(f"{key}: the weights have {has}, asked for is {asked}; leave it out")
     if name in MODELS and name != architecture.name and registry.resolve_attention(name, attention).kind != own.kind:
         raise EcaJaxError(
-            f"the weights are of {architecture.name!r}, the model asked for is {name!r}, which is without the attention "
-            f"{own.kind!r}"
+            f"the weights are of {architecture.name!r}, the model asked for is {name!r}, which is without the "
+            f"attention {own.kind!r}"
         )
     return wanted
 
@@ -226,12 +224,13 @@ def locate(source: str | os.PathLike) -> pathlib.Path:
     """
     if not isinstance(source, str | os.PathLike):
         raise EcaJaxError(f"weights: expected a file, the directory of a run or a name on the hub, got {source!r}")
+    if not (text := str(source)) or text == HUB:
+        raise EcaJaxError(f"weights: expected a file, the directory of a run or a name on the hub, got {text!r}")
     path = pathlib.Path(source)
     if path.is_dir() and (path / WEIGHTS).is_file():
         return path / WEIGHTS
     if path.exists():
         return path
-    text = str(source)
     if text.startswith(HUB):
         return _download(text.removeprefix(HUB))
     if path.suffix.lower() in ENDINGS or text.startswith((".", "/", "~")) or text.count("/") > 1:
@@ -240,7 +239,7 @@ def locate(source: str | os.PathLike) -> pathlib.Path:
         near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=3)
         meant = f" Did you mean {', '.join(str(path.parent / name) for name in near)}?" if near else ""
         raise EcaJaxError(f"there is no file or directory {text}.{meant} (On the hub that would be {HUB}{text}.)")
-    return _download(text if "/" in text else f"timm/{text}")
+    return _download(text if "/" in text else f"{TIMM}{text}")
 
 
 def _download(repository: str) -> pathlib.Path:
@@ -259,6 +258,11 @@ def _download(repository: str) -> pathlib.Path:
     try:
         get(CONFIG)
         return get(WEIGHTS)
+    except huggingface_hub.errors.HFValidationError as error:
+        raise EcaJaxError(
+            f"there is no file or directory {repository.removeprefix(TIMM)!r}, and it is no name on the Hugging Face "
+            "hub; expected one such as 'ecaresnet50d.miil_in1k' or 'owner/repository'"
+        ) from error
     except Exception as error:  # no network, offline mode, no such repository: the hub has an exception for each
         reason = " ".join(str(error).split())[:200]
         raise EcaJaxError(
@@ -295,11 +299,7 @@ def preprocessing(file: WeightFile, timm: TimmConfig | None) -> PreprocessConfig
         where, said = str(timm.path), timm.preprocess
     else:
         return None
-    if said.eval_resize > LARGEST_SIDE:
-        raise EcaJaxError(
-            f"{where}: image_size {said.image_size} and eval_resize {said.eval_resize}; expected at most "
-            f"{LARGEST_SIDE} pixels"
-        )
+    said.expect_sides(where)
     return said
 
 

@@ -38,6 +38,10 @@ LONG = 8
 """The long side over the short one, from which on an image is not enlarged as a whole before its centre is cut out."""
 
 
+LARGEST_SIDE = 8192
+"""Of evaluation images, in pixels: one takes 200 MB, decoded. Those in use have 800."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PreprocessConfig(TypedFields, at="preprocess"):
     """How training and evaluation images are made. Sizes in pixels."""
@@ -129,7 +133,20 @@ class PreprocessConfig(TypedFields, at="preprocess"):
         changes = dict(changes)
         if "image_size" in changes and "eval_resize" not in changes:
             changes["eval_resize"] = math.floor(changes["image_size"] / self.crop_share)
-        return dataclasses.replace(self, **changes)
+        changed = dataclasses.replace(self, **changes)
+        changed.expect_sides("preprocess")
+        return changed
+
+    def expect_sides(self, where: str) -> None:
+        """Refuses evaluation images beyond `LARGEST_SIDE`, which would fill the memory before the network sees them.
+
+        Not of the configuration of a training: that has its own arithmetic of what it needs.
+        """
+        if self.eval_resize > LARGEST_SIDE:
+            raise EcaJaxError(
+                f"{where}: image_size {self.image_size} and eval_resize {self.eval_resize}; expected at most "
+                f"{LARGEST_SIDE} pixels"
+            )
 
     def describe_evaluation(self) -> str:
         """'image_size 224, eval_resize 256, interpolation bilinear, mean 0.485 0.456 0.406, std 0.229 0.224 0.225'."""

@@ -107,9 +107,7 @@ def test_what_the_weights_decide_is_not_asked_for_otherwise(tmp_path):
             eca_jax.load_pretrained(path, **{argument: value})
     agreeing = {"attention": "eca", "width_multiplier": 0.125, "small_stem": False}
     assert eca_jax.load_pretrained(path, name="resnet18", **agreeing).architecture.attention.kind == "eca"
-    with pytest.raises(
-        EcaJaxError, match=r"are of 'eca_resnet18', .* is 'resnet18', which is without the attention 'eca'"
-    ):
+    with pytest.raises(EcaJaxError, match=r"are of 'eca_resnet18', .* is 'resnet18', which is without the attention"):
         eca_jax.load_pretrained(path, name="resnet18")
     with pytest.raises(EcaJaxError, match=r"^width_multiplier: the weights have 0.125, asked for is 1.0"):
         eca_jax.create_model("eca_resnet18", rngs=nnx.Rngs(0), pretrained=path, width_multiplier=1.0)

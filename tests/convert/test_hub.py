@@ -14,6 +14,7 @@ from eca_jax.convert import pretrained
 from eca_jax.convert.files import write_safetensors
 from eca_jax.convert.state_dict import NATIVE, to_state_dict
 from eca_jax.data.preprocess import PreprocessConfig
+from eca_jax.errors import EcaJaxError
 from tests.damage import refusal
 
 NAME, COMMIT = "ecaresnet26t.ra2_in1k", "0123456789abcdef0123456789abcdef01234567"
@@ -145,3 +146,20 @@ def test_a_config_that_is_not_timm_s_is_named(cached, content):
     (cached / "blobs" / "bb").write_text(content)
     message = refusal(load_pretrained, NAME)
     assert str(cached / "snapshots" / COMMIT / "config.json") in message
+
+
+@pytest.mark.parametrize("name", ["x y", "a\0b", "hf-hub:a/b/c"])
+def test_what_can_be_no_name_on_the_hub_is_answered_shortly(name):
+    with pytest.raises(EcaJaxError) as refused:
+        load_pretrained(name)
+    name = name.removeprefix("hf-hub:")
+    assert str(refused.value) == (
+        f"there is no file or directory {name!r}, and it is no name on the Hugging Face hub; "
+        "expected one such as 'ecaresnet50d.miil_in1k' or 'owner/repository'"
+    )
+
+
+@pytest.mark.parametrize("name", ["", "hf-hub:"])
+def test_no_name_is_not_this_directory(name):
+    with pytest.raises(EcaJaxError, match=f"^weights: expected a file, the directory of a run or .*, got '{name}'$"):
+        load_pretrained(name)

@@ -365,3 +365,11 @@ def test_an_image_of_too_many_pixels_is_refused(monkeypatch, kind, augment):
 def test_a_value_that_cannot_work_is_refused(fields):
     with pytest.raises(EcaJaxError, match=rf"preprocess\.{next(iter(fields))}: expected"):
         PreprocessConfig(**fields)
+
+
+def test_evaluation_images_that_would_fill_the_memory_are_refused():
+    task = Classification(PreprocessConfig(image_size=8, eval_resize=8))
+    for changes in ({"image_size": 100_000}, {"eval_resize": 100_000}):
+        with pytest.raises(EcaJaxError, match=r"^preprocess: .* and eval_resize 100000; expected at most 8192 "):
+            task.with_preprocess(changes)
+    assert task.with_preprocess({"image_size": 8192}).preprocess.eval_resize == 8192
