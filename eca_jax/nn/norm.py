@@ -81,6 +81,8 @@ class BatchNorm(nnx.Module):
           pixels: how many values each of them is the mean of.
         """
         batch = len(mean)
+        if not batch:
+            raise EcaJaxError("batch norm: an empty batch has no statistics; leave it out of the training")
         size = self.group_size or batch
         if batch % size:
             raise EcaJaxError(

@@ -75,3 +75,13 @@ def test_gradients_pass_through_the_batch_statistics(rng):
     x = jnp.asarray(rng.normal(size=(4, 3, 3, 2)), jnp.float32)
     gradient = jax.grad(lambda x: BatchNorm(2)(x).sum())(x)
     np.testing.assert_allclose(gradient, 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("group", [None, 4])
+def test_an_empty_batch_has_no_statistics(group):
+    layer = BatchNorm(3, group_size=group)
+    empty = jnp.zeros((0, 2, 2, 3))
+    with pytest.raises(EcaJaxError, match=r"^batch norm: an empty batch has no statistics"):
+        layer(empty)
+    layer.eval()
+    assert layer(empty).shape == empty.shape
