@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Backbone
 from eca_jax.nn.attention import ChannelGate
 
@@ -19,7 +20,15 @@ def channel_gates(model: Backbone, images: jax.Array) -> dict[str, jax.Array]:
     Returns:
       The block's name ('layer1.0', in the order of the network) -> its gates (b, c), float32 in (0, 1). Empty for a
       network without channel gates.
+
+    Raises:
+      EcaJaxError: the model is none of `create_model`, or in training mode, where a batch is normalised by itself.
     """
+    if not isinstance(model, Backbone):
+        raise EcaJaxError(f"model: expected a network of create_model, got {type(model).__name__}")
+    modes = [(m, name) for _, m in nnx.iter_modules(model) for name in ("use_running_average", "deterministic")]
+    if any(getattr(module, name, True) is False for module, name in modes):
+        raise EcaJaxError("model: it is in training mode, where gates are of the whole batch: call model.eval() first")
     graphdef, state = nnx.split(model)
 
     @jax.jit

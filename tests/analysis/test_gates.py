@@ -7,6 +7,7 @@ from flax import nnx
 
 import eca_jax
 from eca_jax.analysis import channel_gates
+from eca_jax.errors import EcaJaxError
 
 
 def tiny(name):
@@ -48,3 +49,12 @@ def test_looking_does_not_change_the_model(images):
 
 def test_a_plain_network_has_no_gates(images):
     assert channel_gates(tiny("resnet18"), images) == {}
+
+
+def test_a_model_in_training_mode_is_refused(images):
+    model = tiny("eca_resnet18")
+    model.train()
+    with pytest.raises(EcaJaxError, match=r"^model: it is in training mode, .* call model.eval\(\) first"):
+        channel_gates(model, images)
+    with pytest.raises(EcaJaxError, match=r"^model: expected a network of create_model, got str"):
+        channel_gates("runs/digits", images)
