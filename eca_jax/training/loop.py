@@ -66,6 +66,8 @@ def train(config: Config) -> Result:
       EcaJaxError: what the user can mend; more than `optim.max_skipped` steps that are not finite, with the last of
         them and the last good checkpoint.
     """
+    if not isinstance(config, Config):
+        raise EcaJaxError(f"train: expected a Config, such as eca_jax.config.load_config('digits'), got {config!r}")
     with (
         StopSignal() as stop,
         names_lost_processes(),

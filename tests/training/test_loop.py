@@ -345,3 +345,9 @@ def test_the_next_batch_crosses_over_while_a_step_runs(tmp_path, data_dir, monke
     assert waited == [0, 1, 2]  # of 5 steps; the 2 batches of the evaluation are not waited for
     for n in waited:
         assert events.index(("put", n + 1)) < events.index(("put", n + 2)) < events.index(("waited", n))
+
+
+@pytest.mark.parametrize("value", ["digits", None, Config])
+def test_what_is_no_configuration_is_answered_in_one_line(value):
+    with pytest.raises(EcaJaxError, match=r"^train: expected a Config, such as .*load_config\('digits'\), got "):
+        train(value)
