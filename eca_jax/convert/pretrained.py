@@ -208,7 +208,12 @@ def undecided(architecture: Architecture, wanted: Mapping[str, Any]) -> dict[str
     for key in ("small_stem", "width_multiplier"):
         if (asked := wanted.pop(key, has := getattr(architecture, key))) != has:
             raise EcaJaxError(f"{key}: the weights have {has}, asked for is {asked}; leave it out")
-    if name in MODELS and name != architecture.name and registry.resolve_attention(name, attention).kind != own.kind:
+    if (
+        name is not None
+        and name in MODELS
+        and name != architecture.name
+        and registry.resolve_attention(name, attention).kind != own.kind
+    ):
         raise EcaJaxError(
             f"the weights are of {architecture.name!r}, the model asked for is {name!r}, which is without the "
             f"attention {own.kind!r}"

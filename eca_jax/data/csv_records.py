@@ -115,9 +115,10 @@ def _text(path: pathlib.Path) -> str:
     """What is in the table, without the byte-order mark that Excel puts first."""
     try:
         data = path.read_bytes()
-        return data.decode("utf-8-sig")
     except OSError as error:
         raise EcaJaxError(f"cannot read the table {path}: {error.strerror}") from error
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise EcaJaxError(f"{path} is no table in UTF-8 (line {line}: {error.reason}): save it as CSV UTF-8") from error
