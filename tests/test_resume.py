@@ -40,6 +40,7 @@ def reached(workdir) -> int:
     return max([0, *logged, *saved])
 
 
+@pytest.mark.system
 def test_sigkill(tmp_path, uninterrupted):
     seed = random.randrange(10**6)
     steps = sorted(random.Random(seed).sample(range(1, 20), 2))

@@ -104,7 +104,7 @@ def evaluate_run(
     """Scores a checkpoint of a run on the held-out split of its configuration, or on other data: (step, task, scores).
 
     The batches are as large as in training, rounded up to what the devices here can share. `keys` choose among several
-    images or labels of a TFDS data set, as in `open_source`. `preprocess` has the fields that are not to be the run's
+    features of a TFDS data set, as in `open_source`. `preprocess` has the fields that are not to be the run's
     (`PreprocessConfig.for_evaluation`); `started` is called before an image is read.
     """
     with open_run(run) as checkpoints:
@@ -168,9 +168,8 @@ def evaluate_weights(
 ) -> tuple[Task, dict[str, float]]:
     """Scores weights (see `load_pretrained`; `name` is the model expected) on a data set, with their own preprocessing.
 
-    `keys` choose among several images or labels of a TFDS data set, as in `open_source`. `preprocess` has
-    the fields that are not to be theirs (`PreprocessConfig.for_evaluation`); `started` is called before an image is
-    read.
+    `keys` choose among several features of a TFDS data set, as in `open_source`. `preprocess` has the
+    fields that are not to be theirs (`PreprocessConfig.for_evaluation`); `started` is called before an image is read.
 
     Returns: their task, and its scores over the held-out split if `split` is None.
 

@@ -304,7 +304,9 @@ def test_randomness_without_random_numbers_is_answered_in_one_line(name, option)
     assert nnx.eval_shape(lambda model: model(jnp.zeros(ONE)), model).shape == (1, 1000)
 
 
-@pytest.mark.parametrize(("name", "train"), [("eca_resnet18", True), ("se_mobilenet_v2", False)])
+@pytest.mark.parametrize(
+    ("name", "train"), [("eca_resnet18", True), pytest.param("se_mobilenet_v2", False, marks=pytest.mark.slow)]
+)
 def test_tabulate_works_and_models_after_it(name, train):
     model = initialised(name, num_classes=5, width_multiplier=0.125, dropout=0.0)
     (model.train if train else model.eval)()
