@@ -70,7 +70,7 @@ def test_train_answers_bad_input_in_one_line(tmp_path, capsys, args, message):
         ("--batch-size 0", "batch_size: expected a positive number, got 0"),
         (
             "--model.attention.kernel-sizes -3",
-            "attention.kernel_sizes: expected an odd size of at least 1, got -3: use 1 or 3",
+            "attention.kernel_sizes: expected an odd size of at least 1, got -3",
         ),
         (
             "--model.attention.kernel-sizes 4",
