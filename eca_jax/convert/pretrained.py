@@ -201,19 +201,14 @@ def undecided(architecture: Architecture, wanted: Mapping[str, Any]) -> dict[str
       EcaJaxError: names the argument that differs, or has a wrong type.
     """
     wanted = dict(wanted) | checked({key: value for key, value in wanted.items() if value is not None})
-    name, own = wanted.get("name"), architecture.attention.resolved()
+    name, own = wanted.get("name") or architecture.name, architecture.attention.resolved()
     attention = registry.as_attention(wanted.pop("attention", AttentionConfig()))
     if (asked := own.refined(attention).resolved()) != own:
-        raise EcaJaxError(f"attention: the weights are of {own}, asked for is {asked}; leave it out")
+        raise EcaJaxError(f"attention: the weights are of {own}; expected the same, got {asked}")
     for key in ("small_stem", "width_multiplier"):
         if (asked := wanted.pop(key, has := getattr(architecture, key))) != has:
-            raise EcaJaxError(f"{key}: the weights have {has}, asked for is {asked}; leave it out")
-    if (
-        name is not None
-        and name in MODELS
-        and name != architecture.name
-        and registry.resolve_attention(name, attention).kind != own.kind
-    ):
+            raise EcaJaxError(f"{key}: the weights have {has}; expected the same, got {asked}")
+    if name in MODELS and name != architecture.name and registry.resolve_attention(name, attention).kind != own.kind:
         raise EcaJaxError(
             f"the weights are of {architecture.name!r}, the model asked for is {name!r}, which is without the "
             f"attention {own.kind!r}"

@@ -90,15 +90,19 @@ def test_what_the_weights_decide_is_not_asked_for_otherwise(tmp_path):
     path = tmp_path / "m.safetensors"
     write_safetensors(path, to_state_dict(randomised("eca_resnet18"), "ecanet"))
     for argument, value, reason in (
-        ("attention", "se", "the weights are of AttentionConfig.'eca', .*, asked for is AttentionConfig.'se'"),
+        (
+            "attention",
+            "se",
+            "the weights are of AttentionConfig.'eca', .*; expected the same, got AttentionConfig.'se'",
+        ),
         (
             "attention",
             AttentionConfig(circular=True),
-            ".*circular=False.*, asked for is .*circular=True",
+            ".*circular=False.*, got .*circular=True",
         ),
         ("attention", 3, "expected an AttentionConfig or a kind"),
-        ("width_multiplier", 0.5, "the weights have 0.125, asked for is 0.5"),
-        ("small_stem", True, "the weights have False, asked for is True"),
+        ("width_multiplier", 0.5, "the weights have 0.125; expected the same, got 0.5"),
+        ("small_stem", True, "the weights have False; expected the same, got True"),
         ("small_stem", "false", "expected True or False, got 'false'"),
         ("num_classes", "7", "expected a whole number, got '7'"),
         ("drop_path", 9, "expected 0 <= drop_path < 1, got 9"),
@@ -109,7 +113,7 @@ def test_what_the_weights_decide_is_not_asked_for_otherwise(tmp_path):
     assert eca_jax.load_pretrained(path, name="resnet18", **agreeing).architecture.attention.kind == "eca"
     with pytest.raises(EcaJaxError, match=r"are of 'eca_resnet18', .* is 'resnet18', which is without the attention"):
         eca_jax.load_pretrained(path, name="resnet18")
-    with pytest.raises(EcaJaxError, match=r"^width_multiplier: the weights have 0.125, asked for is 1.0"):
+    with pytest.raises(EcaJaxError, match=r"^width_multiplier: the weights have 0.125; expected the same, got 1.0"):
         eca_jax.create_model("eca_resnet18", rngs=nnx.Rngs(0), pretrained=path, width_multiplier=1.0)
     with pytest.raises(EcaJaxError, match=r"^skip: \('fc.\*',\) is of pretrained weights"):
         eca_jax.create_model("eca_resnet18", rngs=nnx.Rngs(0), skip=("fc.*",))
