@@ -12,19 +12,9 @@ from eca_jax.errors import EcaJaxError, expect_one_of, expect_positive, expect_s
 from eca_jax.plain import of_type
 
 DTYPES = ("float32", "bfloat16", "float64")
-MAX_CLASSES = 2**22
-"""The head of a ResNet-50 then takes 34 GB. Far beyond it XLA does not refuse a shape but ends the process."""
-
-
-def expect_classes(name: str, value: int) -> None:
-    """Refuses what is no number of classes."""
-    if not 1 <= value <= MAX_CLASSES:
-        raise EcaJaxError(f"{name}: expected 1 to {MAX_CLASSES}, got {value}")
-
-
 SETTINGS = {
     "name": (str, None),
-    "num_classes": (int, expect_classes),
+    "num_classes": (int, expect_positive),
     "small_stem": (bool, None),
     "width_multiplier": (float, expect_positive),
     "dropout": (float | None, expect_share),

@@ -50,7 +50,8 @@ def test_the_command(capsys):
 def test_the_command_with_a_target(capsys, monkeypatch):
     """The step's images/s are the roofline's of the compiled step; its compilation is tests/precompile's matter."""
 
-    def compiled(config, target, *, num_classes, num_examples):
+    def compiled(config, target, *, num_classes, num_examples, started):
+        started()
         assert (num_classes, num_examples) == (10, 1437)
         memory_seconds = 0.5
         step = Step(Memory(0, 0, 0, 0, 0), 0.0, memory_seconds * target.chip.hbm_bandwidth, (), 1.0)
