@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from eca_jax.errors import EcaJaxError, unknown_option
 from eca_jax.interrupts import EXIT_SIGNAL, watched
@@ -148,11 +148,23 @@ def _command(args: Sequence[str]) -> int:
         raise EcaJaxError(unknown_option(args, args[:1], parser.options()))  # argparse would miss a COMMAND
     parsed, parsed.overrides = parser.parse_known_args(args)
     parsed.options = commands[parsed.command].options()
-    if parsed.overrides and parsed.function not in (_precompile, _benchmark):
+    command = COMMANDS[parsed.command]
+    if parsed.overrides and not command.fields:
         raise EcaJaxError(unknown_option(args, parsed.overrides, parsed.options))
     _import_jax()
     _load_plugins(parsed.plugin)
-    return parsed.function(parsed)
+    return command.run(parsed)
+
+
+class Command(NamedTuple):
+    """One of eca-jax's."""
+
+    about: str
+    arguments: Callable[[Parser], None]
+    """Adds what it takes."""
+    run: Callable[[argparse.Namespace], int]
+    fields: str | None = None
+    """An example of a configuration's field, where those can be set besides, as in train.py."""
 
 
 def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
@@ -162,97 +174,12 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.type = str  # it is given the whole rest of the line: the command's parser looks at the values
     commands.add_parser("train", help="train what a configuration describes; the same as train.py")
-
-    command = commands.add_parser("evaluate", help="score a checkpoint of a run, or weights, on held-out data")
-    _add_run_arguments(command)
-    _add_weights_arguments(command)
-    command.add_argument("--data", help="a TFDS name, or folder:/path; default: the data of the run")
-    command.add_argument("--split", help="in TFDS's notation; default: the run's eval_split, or validation or test")
-    command.add_argument("--data-dir", help="where TFDS data sets are; default: the run's, or TFDS's own")
-    _add_preprocess_arguments(command)
-    _add_key_arguments(command)
-    command.set_defaults(function=_evaluate)
-
-    command = commands.add_parser("predict", help="print what a model says of image files")
-    command.add_argument("images", nargs="+", metavar="IMAGE")
-    _add_run_arguments(command)
-    _add_weights_arguments(command)
-    command.add_argument("--top", type=_positive, default=5, help="classes to print for each image (default: 5)")
-    _add_preprocess_arguments(command)
-    command.set_defaults(function=_predict)
-
-    command = commands.add_parser("prepare", help="download a TFDS data set and write it as ArrayRecord, once")
-    command.add_argument("dataset", help="a TFDS name, e.g. cifar10 or imagenet2012")
-    command.add_argument("--data-dir", help="default: TFDS's own (TFDS_DATA_DIR, ~/tensorflow_datasets)")
-    command.add_argument(
-        "--manual-dir", metavar="DIR", help="where files are that are fetched by hand, such as ImageNet's two tar files"
-    )
-    command.add_argument(
-        "--convert-to", metavar="DIR", help="copy one that was prepared as TFRecord into this data-dir"
-    )
-    command.set_defaults(function=_prepare)
-
-    command = commands.add_parser("check", help="read every image of a data set, and name those that cannot be read")
-    command.add_argument("data", metavar="DATA", help="a TFDS name, folder:/path or csv:/path")
-    command.add_argument("--split", help="in TFDS's notation; default: every split that the data set has")
-    command.add_argument("--data-dir", help="where TFDS data sets are; default: TFDS's own")
-    _add_key_arguments(command)
-    command.set_defaults(function=_check)
-
-    command = commands.add_parser("convert", help="write weights in another framework's form")
-    command.add_argument("source", metavar="SRC", help="a weight file, the workdir of a run, or a name on the hub")
-    command.add_argument(
-        "target",
-        metavar="DST",
-        help="a .safetensors, .pth or .pth.tar file, replaced if it is there; or a new directory, a run or timm's",
-    )
-    command.add_argument(
-        "--to",
-        metavar="|".join(("ecanet", "torchvision", "timm", "safetensors", "orbax")),
-        help="whose form; default: our own file or a run, by the ending of DST",
-    )
-    command.add_argument("--config", help="--to orbax: the configuration of the run, by its name or as FILE.py")
-    _add_head_arguments(command)
-    command.set_defaults(function=_convert)
-
-    command = commands.add_parser("export", help="write a model as StableHLO or ONNX, checked against the model")
-    command.add_argument("source", metavar="SRC", help="a weight file, the workdir of a run, or a name on the hub")
-    command.add_argument("target", metavar="DST", help="a .stablehlo or .onnx file (replaced if it is there)")
-    command.add_argument("--image-size", type=_positive, help="default: what the weights were trained for")
-    command.add_argument(
-        "--platforms", nargs="+", default=("cpu", "cuda", "tpu"), help="StableHLO: default cpu cuda tpu"
-    )
-    command.set_defaults(function=_export)
-
-    command = commands.add_parser(
-        "precompile",
-        help="compile a configuration's training step for hardware that is not here: memory, time, communication",
-        description="Any field of the configuration can be set besides, as in train.py: --model.dtype bfloat16",
-        allow_abbrev=False,
-    )
-    _add_config_argument(command)
-    command.add_argument(
-        "--target", required=True, help="chips: v4-8, v5e-8, v5p-64, v6e-256, a100x8, h100x16, h200x8, …"
-    )
-    command.add_argument("--json", action="store_true", help="print everything as JSON, each collective by itself")
-    command.add_argument("--num-classes", type=_positive, help="default: what the data set says")
-    command.add_argument("--num-examples", type=_positive, help="of the training split; moves schedules only")
-    command.set_defaults(function=_precompile)
-
-    command = commands.add_parser(
-        "benchmark",
-        help="measure on this machine: `benchmark input`, the images/s of a configuration's data path",
-        description="Any field of the configuration can be set besides, as in train.py: --data.num-threads 2",
-        allow_abbrev=False,
-    )
-    command.add_argument("what", choices=("input",))
-    _add_config_argument(command)
-    command.add_argument("--seconds", type=_positive, default=10, help="at least, after a warm-up (default: 10)")
-    command.add_argument(
-        "--target", help="chips, as of `precompile`: compiles the step, and says how many cores it takes to feed them"
-    )
-    command.set_defaults(function=_benchmark)
-
+    for name, it in COMMANDS.items():
+        besides = (
+            f"Any field of the configuration can be set besides, as in train.py: {it.fields}" if it.fields else None
+        )
+        command = commands.add_parser(name, help=it.about, description=besides, allow_abbrev=not it.fields)
+        it.arguments(command)
     for command in commands.choices.values():
         command.add_argument(
             "--plugin", action="append", default=[], metavar="MODULE", help="a module, or FILE.py, to import before"
@@ -364,6 +291,16 @@ def _trained_on(images: int, of: int) -> str:
     return f", not held out: {'all' if images == of else images} of the {of} are training images"
 
 
+def _evaluate_arguments(command: Parser) -> None:
+    _add_run_arguments(command)
+    _add_weights_arguments(command)
+    command.add_argument("--data", help="a TFDS name, or folder:/path; default: the data of the run")
+    command.add_argument("--split", help="in TFDS's notation; default: the run's eval_split, or validation or test")
+    command.add_argument("--data-dir", help="where TFDS data sets are; default: the run's, or TFDS's own")
+    _add_preprocess_arguments(command)
+    _add_key_arguments(command)
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     from eca_jax.data.preprocess import words
 
@@ -402,6 +339,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _predict_arguments(command: Parser) -> None:
+    command.add_argument("images", nargs="+", metavar="IMAGE")
+    _add_run_arguments(command)
+    _add_weights_arguments(command)
+    command.add_argument("--top", type=_positive, default=5, help="classes to print for each image (default: 5)")
+    _add_preprocess_arguments(command)
+
+
 def _predict(args: argparse.Namespace) -> int:
     from eca_jax.training.predict import predict_files
 
@@ -427,6 +372,17 @@ def _predict(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _prepare_arguments(command: Parser) -> None:
+    command.add_argument("dataset", help="a TFDS name, e.g. cifar10 or imagenet2012")
+    command.add_argument("--data-dir", help="default: TFDS's own (TFDS_DATA_DIR, ~/tensorflow_datasets)")
+    command.add_argument(
+        "--manual-dir", metavar="DIR", help="where files are that are fetched by hand, such as ImageNet's two tar files"
+    )
+    command.add_argument(
+        "--convert-to", metavar="DIR", help="copy one that was prepared as TFRecord into this data-dir"
+    )
+
+
 def _prepare(args: argparse.Namespace) -> int:
     from eca_jax.data.prepare import convert, prepare
 
@@ -435,6 +391,13 @@ def _prepare(args: argparse.Namespace) -> int:
     else:
         print(f"prepared in {prepare(args.dataset, args.data_dir, args.manual_dir)}")
     return EXIT_OK
+
+
+def _check_arguments(command: Parser) -> None:
+    command.add_argument("data", metavar="DATA", help="a TFDS name, folder:/path or csv:/path")
+    command.add_argument("--split", help="in TFDS's notation; default: every split that the data set has")
+    command.add_argument("--data-dir", help="where TFDS data sets are; default: TFDS's own")
+    _add_key_arguments(command)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -460,6 +423,22 @@ def _add_head_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip", nargs="+", default=(), metavar="PATTERN", help="names that start anew, e.g. 'fc.*'")
 
 
+def _convert_arguments(command: Parser) -> None:
+    command.add_argument("source", metavar="SRC", help="a weight file, the workdir of a run, or a name on the hub")
+    command.add_argument(
+        "target",
+        metavar="DST",
+        help="a .safetensors, .pth or .pth.tar file, replaced if it is there; or a new directory, a run or timm's",
+    )
+    command.add_argument(
+        "--to",
+        metavar="|".join(("ecanet", "torchvision", "timm", "safetensors", "orbax")),
+        help="whose form; default: our own file or a run, by the ending of DST",
+    )
+    command.add_argument("--config", help="--to orbax: the configuration of the run, by its name or as FILE.py")
+    _add_head_arguments(command)
+
+
 def _convert(args: argparse.Namespace) -> int:
     from eca_jax.config import load_config
     from eca_jax.convert.convert import convert
@@ -468,6 +447,15 @@ def _convert(args: argparse.Namespace) -> int:
     _start_jax()
     print(convert(args.source, args.target, args.to, config=config, num_classes=args.num_classes, skip=args.skip))
     return EXIT_OK
+
+
+def _export_arguments(command: Parser) -> None:
+    command.add_argument("source", metavar="SRC", help="a weight file, the workdir of a run, or a name on the hub")
+    command.add_argument("target", metavar="DST", help="a .stablehlo or .onnx file (replaced if it is there)")
+    command.add_argument("--image-size", type=_positive, help="default: what the weights were trained for")
+    command.add_argument(
+        "--platforms", nargs="+", default=("cpu", "cuda", "tpu"), help="StableHLO: default cpu cuda tpu"
+    )
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -492,6 +480,16 @@ def _say_compiling(target: Any) -> None:
     print(f"compiling for {target.describe()}; this can take minutes", file=sys.stderr)
 
 
+def _precompile_arguments(command: Parser) -> None:
+    _add_config_argument(command)
+    command.add_argument(
+        "--target", required=True, help="chips: v4-8, v5e-8, v5p-64, v6e-256, a100x8, h100x16, h200x8, …"
+    )
+    command.add_argument("--json", action="store_true", help="print everything as JSON, each collective by itself")
+    command.add_argument("--num-classes", type=_positive, help="default: what the data set says")
+    command.add_argument("--num-examples", type=_positive, help="of the training split; moves schedules only")
+
+
 def _precompile(args: argparse.Namespace) -> int:
     import json
 
@@ -512,6 +510,15 @@ def _precompile(args: argparse.Namespace) -> int:
     values = to_dict(report)
     print(json.dumps(values, indent=2) if args.json else to_table(values))
     return EXIT_OK
+
+
+def _benchmark_arguments(command: Parser) -> None:
+    command.add_argument("what", choices=("input",))
+    _add_config_argument(command)
+    command.add_argument("--seconds", type=_positive, default=10, help="at least, after a warm-up (default: 10)")
+    command.add_argument(
+        "--target", help="chips, as of `precompile`: compiles the step, and says how many cores it takes to feed them"
+    )
 
 
 def _benchmark(args: argparse.Namespace) -> int:
@@ -539,3 +546,26 @@ def _benchmark(args: argparse.Namespace) -> int:
         per_second = config.batch_size / report.roofline_seconds
         print(throughput.describe_need(target.name, target.chips, per_second))
     return EXIT_OK
+
+
+COMMANDS = {
+    "evaluate": Command("score a checkpoint of a run, or weights, on held-out data", _evaluate_arguments, _evaluate),
+    "predict": Command("print what a model says of image files", _predict_arguments, _predict),
+    "prepare": Command("download a TFDS data set and write it as ArrayRecord, once", _prepare_arguments, _prepare),
+    "check": Command("read every image of a data set, and name those that cannot be read", _check_arguments, _check),
+    "convert": Command("write weights in another framework's form", _convert_arguments, _convert),
+    "export": Command("write a model as StableHLO or ONNX, checked against the model", _export_arguments, _export),
+    "precompile": Command(
+        "compile a configuration's training step for hardware that is not here: memory, time, communication",
+        _precompile_arguments,
+        _precompile,
+        fields="--model.dtype bfloat16",
+    ),
+    "benchmark": Command(
+        "measure on this machine: `benchmark input`, the images/s of a configuration's data path",
+        _benchmark_arguments,
+        _benchmark,
+        fields="--data.num-threads 2",
+    ),
+}
+"""The commands beside train, in the order in which --help lists them."""
