@@ -21,7 +21,7 @@ from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.registry import MODELS, TIMM
-from eca_jax.plain import from_plain, to_plain
+from eca_jax.plain import from_plain
 from eca_jax.tasks import Classification, Task
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -80,7 +80,7 @@ def read_config(directory: pathlib.Path) -> TimmConfig | None:
         names = config.get("label_names") or values.get("label_names")
         return TimmConfig(
             path,
-            from_plain(to_plain(preprocess), PreprocessConfig, "pretrained_cfg"),
+            preprocess,
             _in_order(names),
             from_plain(config.get("architecture"), str | None, "architecture"),  # pyright: ignore[reportArgumentType]
             from_plain(config.get("num_classes"), int | None, "num_classes"),  # pyright: ignore[reportArgumentType]

@@ -50,22 +50,27 @@ def evaluate(
     source: Source,
     bad_records: BadRecords | None = None,
     stop: StopSignal | None = None,
+    *,
+    batch_size: int | None = None,
 ) -> dict[str, float]:
-    """The task's scores over the readable examples of `source`, each counted once.
+    """The task's scores over the readable examples of `source`, each counted once; `batch_size` as of `build_program`.
 
     Raises:
       Stopped: `stop` was requested before the end.
+      EcaJaxError: there is no memory left.
     """
+    batch_size = batch_size or config.batch_size
     batches = eval_batches(
         source,
         config.task,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         sharding=program.batch_sharding,
         num_threads=config.data.num_threads,
         bad_records=bad_records,
     )
     eval_step = functools.partial(program.eval_step, *state.evaluated)
-    return score(config.task, eval_step, program.zero_sums(), batches, stop)
+    with names_lack_in_evaluation(config.task, config.model.name, batch_size):
+        return score(config.task, eval_step, program.zero_sums(), batches, stop)
 
 
 def score(
@@ -132,17 +137,8 @@ def evaluate_run(
         threads = config.data.num_threads
         check_evaluation(config.task, config.model.name, program.batch_sharding, batch_size=batch_size, threads=threads)
         state = checkpoints.read_state(step, program.abstract_state)
-        batches = eval_batches(
-            source,
-            config.task,
-            batch_size=batch_size,
-            sharding=program.batch_sharding,
-            num_threads=threads,
-            bad_records=BadRecords(config.data.max_bad),
-        )
-        eval_step = functools.partial(program.eval_step, *state.evaluated)
-        with names_lack_in_evaluation(config.task, config.model.name, batch_size):
-            return step, config.task, score(config.task, eval_step, program.zero_sums(), batches)
+        bad_records = BadRecords(config.data.max_bad)
+        return step, config.task, evaluate(config, program, state, source, bad_records, batch_size=batch_size)
 
 
 def _training_images(config: Config, source: Source, data_dir: str | None) -> int:
