@@ -9,6 +9,7 @@ rename is atomic (a disk, NFS, Lustre, a bucket with a hierarchical namespace). 
 file by file; a checkpoint that is torn there does not have its checksums, and is passed over as a damaged one is.
 """
 
+import asyncio
 import contextlib
 import functools
 import json
@@ -21,6 +22,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import absl.logging
 import jax
@@ -44,8 +46,8 @@ SEAL = "crc32"
 # of one array, and leaves those of the others to asyncio; the metadata that it cannot parse are of no use to a reader.
 SAID_ELSEWHERE = re.compile(
     "read_only=True|directory is read only|_SignalingThread.* raised an exception|in background save thread"
-    "|Save Finalize thread .* failed|exception was never retrieved\nfuture: .*async_deserialize"
-    "|Failed to json parse Metadata file"
+    "|Save Finalize thread .* failed|exception was never retrieved\nfuture: .*(async_deserialize|OCDBT database)"
+    "|Failed to (json parse|read) Metadata file|metadata contains unknown key"
 )
 for _logger in (absl.logging.get_absl_logger(), logging.getLogger("asyncio")):
     _logger.addFilter(lambda record: not SAID_ELSEWHERE.search(record.getMessage()))
@@ -54,13 +56,30 @@ DETAILS = "See full TensorStore details:"
 """Begins what Orbax adds to an error of TensorStore's: the name of a method, then pages of its specification."""
 
 
-def _show(show: Callable, unraisable: Any) -> None:
+def _show(unraisable: Any, show: Callable[[Any], Any] = sys.unraisablehook) -> None:
     """A `sys.unraisablehook` without what TensorStore's threads say when one of their writes has failed.
 
-    Orbax then closes its event loop, and each write that ends after it finds that so.
+    Orbax then closes its event loop, and each write that ends after it finds that so. It stays for good: a thread may
+    be about to call it at any moment.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         show(unraisable)
+
+
+sys.unraisablehook = _show
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that waits for what it has begun before it closes.
+
+    Where Orbax cannot read one array it closes the loop under the reads of the others, which go on in TensorStore's
+    threads; one that then ends calls into a loop that is gone (which has crashed a process).
+    """
+
+    def close(self) -> None:
+        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
 
 
 class DamagedCheckpoint(EcaJaxError):
@@ -123,16 +142,9 @@ class Checkpoints:
                 self._remember(step, self.evaluation(step))
 
     def __enter__(self) -> "Checkpoints":
-        self._unraisablehook, sys.unraisablehook = sys.unraisablehook, functools.partial(_show, sys.unraisablehook)
         return self
 
     def __exit__(self, kind, *_) -> None:
-        try:
-            self._close(kind)
-        finally:
-            sys.unraisablehook = self._unraisablehook
-
-    def _close(self, kind) -> None:
         if kind is not None and issubclass(kind, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
             return  # a save may wait for a process that has died
         self._reader.close()
@@ -303,7 +315,8 @@ class Checkpoints:
         if step not in self.steps():
             raise EcaJaxError(f"{self.directory} has no checkpoint of step {step}; there are {self.steps() or 'none'}")
         try:
-            return self._reader.restore(epath.Path(self.path(step)), args=ocp.args.Composite(**items))
+            with mock.patch.object(asyncio, "new_event_loop", _Loop):
+                return self._reader.restore(epath.Path(self.path(step)), args=ocp.args.Composite(**items))
         except (jax.errors.JaxRuntimeError, MemoryError):
             raise  # of the devices, not of the files
         except Exception as error:  # whatever Orbax and TensorStore make of damaged bytes: there is no common class

@@ -5,6 +5,7 @@ import json
 import logging
 import pathlib
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -83,4 +84,20 @@ def test_metadata_of_orbax_that_are_garbage_change_nothing(run, caplog):
         for file in (run / "checkpoints").glob("*/_CHECKPOINT_METADATA"):
             file.write_text("{{{")
         assert newest(run) == (44, 44.0)
+    assert not [record.getMessage() for record in caplog.records]
+
+
+def test_reads_end_before_a_damaged_checkpoint_is_refused(tmp_path, caplog, monkeypatch):
+    """Else they end in a loop that is closed, and say so where nobody can do anything about it."""
+    arrays = {f"w{i}": jnp.full((30, 7), i, jnp.float32) for i in range(60)} | {"step": jnp.asarray(1, jnp.int32)}
+    with Checkpoints(tmp_path, score="top1") as checkpoints:
+        checkpoints.save(1, arrays, RUN, None)
+    damage_arrays(tmp_path / "checkpoints" / "1")
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: said.append(unraisable.exc_value))
+    for _ in range(20):
+        with Checkpoints(tmp_path, score="top1", read_only=True) as checkpoints:
+            refusal(checkpoints.read_state, 1, jax.eval_shape(lambda: arrays))
+    gc.collect()
+    assert not said
     assert not [record.getMessage() for record in caplog.records]
