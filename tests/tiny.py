@@ -1,6 +1,7 @@
-"""What a package outside the repository brings: the smallest backbone, which compiles in a second; and its way out."""
+"""What a package outside the repository brings: two small backbones that compile in seconds; and their way out."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -11,6 +12,7 @@ from eca_jax.convert import leaves
 from eca_jax.data.records import SOURCES
 from eca_jax.models import registry
 from eca_jax.models.base import Backbone, Feature
+from eca_jax.models.resnet import BasicBlock, ResNet, Variant
 from eca_jax.nn.attention import ATTENTIONS, Place
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.layers import linear
@@ -48,9 +50,10 @@ class Tiny(Backbone):
 
 
 def register() -> None:
-    """The models `tiny`, `se_tiny` and `eca_tiny`, where they are not there yet."""
+    """`tiny` and `resnet10` (a ResNet of one block a stage), with their `se_` and `eca_`, where they are not there."""
     if "tiny" not in registry.MODELS:
         registry.register_backbone("tiny", Tiny)
+        registry.register_backbone("resnet10", functools.partial(ResNet, Variant(BasicBlock, (1, 1, 1, 1))))
 
 
 @contextlib.contextmanager
