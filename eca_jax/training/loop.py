@@ -89,17 +89,17 @@ def train(config: Config) -> Result:
             if training.config != config:  # it goes on with the warm-up of the checkpoint
                 training.program = build_program(training.config, make_mesh(), **sizes)
             evaluation = checkpoints.evaluation(start) if state is not None else None
-            owed = evaluation is None and 0 < start <= training.total and training.due(start).evaluation
-            if start >= training.total and not owed:
+            evaluation_due = evaluation is None and 0 < start <= training.total and training.due(start).evaluation
+            if start >= training.total and not evaluation_due:
                 return training.result(evaluation)
-            with training.open_writer(owed) as training.writer:
+            with training.open_writer(evaluation_due) as training.writer:
                 since = None if state is None else start
                 lines = describe_start(training.config, program, training.description, held_out, step=since)
                 training.writer.say("\n".join(lines))
                 if state is None:
                     state = initial_state(config, program, num_classes)
-                if owed:  # the run was stopped in it
-                    evaluation = training.evaluate_owed(state)
+                if evaluation_due:  # a signal stopped the run during it
+                    evaluation = training.repeat_evaluation(state)
                 if stop.requested() or start == training.total:
                     return training.result(evaluation)
                 return training.run(state)
@@ -203,8 +203,8 @@ class Training:
         self.writer.evaluation(self.step, self.epoch, scores)
         return scores
 
-    def evaluate_owed(self, state: TrainState) -> dict[str, float] | None:
-        """Makes up for an evaluation that was due at the checkpoint, and gives it to the checkpoint."""
+    def repeat_evaluation(self, state: TrainState) -> dict[str, float] | None:
+        """Repeats an evaluation that a signal interrupted, and adds its scores to the checkpoint."""
         scores = self.evaluate(state)
         if scores is not None:
             self.writer.sync()
