@@ -18,7 +18,7 @@ __all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll
 
 
 def __getattr__(name: str):
-    """The names of every day, loaded when they are used: every module of the package imports this file first."""
+    """Imports the public functions when they are first used, because every module of the package imports this file."""
     if name not in _HOMES:
         raise AttributeError(f"module 'eca_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

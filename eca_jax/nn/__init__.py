@@ -1,4 +1,4 @@
-"""The bricks: attention, batch norm and layers, without any model's name."""
+"""Attention, batch norm and layers, from which the networks are built."""
 
 from eca_jax.nn.attention import (
     ECA as ECA,

@@ -1,8 +1,9 @@
-"""Channel attention: the slot at the end of every residual branch.
+"""Channel attention: the modules that can stand at the end of every residual branch.
 
-A `ChannelGate` maps the squeezed vector s (b, c), the average of every channel over the pixels, to gates (b, c) in
-(0, 1). Called on an activation (b, h, w, c) it squeezes, gates and scales; a block that already knows the average calls
-`gate(s)` itself. To add a module: write a class, add a row to `ATTENTIONS`.
+A `ChannelGate` takes the average of every channel over the pixels, s (b, c), and computes gates (b, c) in (0, 1). If
+you call it on an activation (b, h, w, c), it averages the channels, computes the gates and multiplies by them. A block
+that already knows the averages calls `gate(s)` itself. To add an attention, write a class and add a row to
+`ATTENTIONS`.
 """
 
 import dataclasses
@@ -23,8 +24,9 @@ from eca_jax.plugins import Registry
 KernelSizes = int | tuple[int, ...] | str
 KERNEL_POLICIES = ("released", "adaptive")
 MAX_KERNEL_SIZE = 255
-"""A kernel of k weights is k multiplies of the program, in every block and three times in training, so that a size with
-zeros too many would be traced for minutes. The formula asks for 7 on 2048 channels; the paper tried up to 9."""
+"""The limit on kernel sizes. A kernel of k weights becomes k multiplications in the program, in every block, and three
+times as many in training, so a size with too many zeros would be traced for minutes. The formula asks for 7 on 2048
+channels; the paper tried up to 9."""
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> int:
@@ -38,34 +40,34 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where in a network a slot is."""
+    """Where in a network an attention is."""
 
     stage: int = 0
     stages: int = 1
-    """How many the network has."""
+    """The number of stages of the network."""
     released: int = 3
     """The kernel size of this stage in the authors' checkpoint of the network."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """What a network knows about one slot."""
+    """What a network tells one of its attentions."""
 
     channels: int
     place: Place = Place()
     reduction: int = 16
-    """SE's, where the configuration does not say one."""
+    """The reduction of SE if the configuration gives none."""
     param_dtype: jax.typing.DTypeLike = jnp.float32
 
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
-    """Of an attention that has nothing to choose."""
+    """The options of an attention that has none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelOptions:
-    """Of the attentions that slide a kernel over the channels."""
+    """The options of the attentions that slide a kernel over the channels."""
 
     kernel_sizes: KernelSizes = "released"
     """'released' (the sizes of the authors' checkpoints, which do not follow the formula), 'adaptive' (the formula on
@@ -104,18 +106,18 @@ class KernelOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ECAOptions(KernelOptions):
-    """Of ECA."""
+    """The options of ECA."""
 
     circular: bool = False
-    """The kernel wraps round the channels instead of meeting zeros (timm's CecaModule)."""
+    """The kernel wraps around at the ends of the channel axis instead of meeting zeros there (timm's CecaModule)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SEOptions:
-    """Of squeeze and excitation."""
+    """The options of squeeze and excitation."""
 
     reduction: int | None = None
-    """channels / reduction hidden ones; None is the paper's 16, and 8 in MobileNetV2."""
+    """The hidden layer has channels / reduction channels; None is the paper's 16, or 8 in MobileNetV2."""
     bias: bool = False
     """Biases in both layers (timm's seresnet50 has them, the paper's networks do not)."""
 
@@ -127,24 +129,24 @@ class SEOptions:
 class AttentionConfig:
     """Which attention a network has: `AttentionConfig("eca", kernel_sizes="adaptive")`.
 
-    Its options are those of its kind (see `ATTENTIONS`). Without a kind they refine the attention that the model's name
-    says: `create_model("eca_resnet50", attention=AttentionConfig(kernel_sizes=3))`.
+    Which options there are depends on the kind (see `ATTENTIONS`). Without a kind, the options change the attention
+    that the model's name says: `create_model("eca_resnet50", attention=AttentionConfig(kernel_sizes=3))`.
     """
 
     def __init__(self, kind: str | None = None, **options: Any):
         self.kind = of_type("attention.kind", kind, str | None)
-        """A name in `ATTENTIONS` ('none', 'eca', 'eca_ns', 'se'); None is what the model's name says."""
+        """A name in `ATTENTIONS` ('none', 'eca', 'eca_ns', 'se'); None is the attention in the model's name."""
         self.given = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
-        """The options that were said; the others have their defaults."""
+        """The options that were given; the others have their defaults."""
         if kind is not None:
-            _ = self.options  # refuses what cannot be
+            _ = self.options  # raises an error for wrong options
 
     @property
     def options(self) -> Any:
         """All options of the kind: an instance of its class of options.
 
         Raises:
-          EcaJaxError: unknown kind, an option that the kind does not have, or of another type.
+          EcaJaxError: the kind is unknown, does not have one of the options, or wants another type for it.
         """
         row = attention_row(self.kind or "none")
         known = field_types(row.options)
@@ -154,11 +156,11 @@ class AttentionConfig:
         return row.options(**{name: of_type(f"attention.{name}", v, known[name]) for name, v in self.given.items()})
 
     def resolved(self) -> "AttentionConfig":
-        """The same with every option said."""
+        """The same attention with every option given, also those with default values."""
         return AttentionConfig(self.kind, **dataclasses.asdict(self.options))
 
     def refined(self, by: "AttentionConfig") -> "AttentionConfig":
-        """The options that `by` says come before ours, where it is of our kind; else `by`."""
+        """Our options, replaced by those of `by`; if `by` is of another kind, `by` itself."""
         return by if by.kind not in (None, self.kind) else AttentionConfig(self.kind, **self.given | by.given)
 
     def to_dict(self) -> dict[str, Any]:
@@ -221,9 +223,10 @@ class Identity(nnx.Module):
 
 
 def _slide(s: jax.Array, kernel: jax.Array, *, circular: bool = False) -> jax.Array:
-    """Correlates (b, c) with (k,) or, a kernel a channel, (k, c) along the channels, as k shifted multiplies.
+    """Correlates s (b, c) with a kernel along the channels, as k shifted multiplications.
 
-    A convolution primitive over the channel axis compiles several times slower on TPU and costs extra calls on GPU.
+    The kernel has the shape (k,), or (k, c) with a kernel for each channel. A convolution primitive over the channel
+    axis compiles several times slower on TPU and needs extra calls on GPU.
     """
     k, c = kernel.shape[0], s.shape[1]
     pad = (k - 1) // 2
@@ -234,8 +237,8 @@ def _slide(s: jax.Array, kernel: jax.Array, *, circular: bool = False) -> jax.Ar
 class ECA(ChannelGate):
     """Efficient channel attention: sigmoid(conv1d(s)), one kernel of k weights slid over the channels (equation 9).
 
-    Zero padding, no bias, no flip; `circular` wraps the channel axis instead. The paper's Figure 3 forgets the sigmoid;
-    its equation and the authors' code have it.
+    It has no bias and does not flip the kernel. The channels are padded with zeros, or with `circular` they wrap
+    around. The paper's Figure 3 omits the sigmoid; its equation and the authors' code have it.
     """
 
     def __init__(
@@ -252,7 +255,7 @@ class ECA(ChannelGate):
 
 
 class ECA_NS(ChannelGate):
-    """ECA without sharing: every channel slides a kernel of its own, k * c weights (the paper's ablation, Table 2)."""
+    """ECA without sharing: every channel has a kernel of its own, k * c weights (the paper's ablation, Table 2)."""
 
     def __init__(self, channels: int, kernel_size: int, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
         _check_kernel_size(kernel_size)
@@ -265,7 +268,7 @@ class ECA_NS(ChannelGate):
 class SE(ChannelGate):
     """Squeeze and excitation: sigmoid(W2 relu(W1 s)) with `hidden` channels between (Hu et al. 2018).
 
-    ECA-Net's comparison has no biases (hidden = c / 16, c / 8 in MobileNetV2); timm's SEModule has them.
+    The SE networks in the ECA-Net paper have no biases (hidden = c / 16, or c / 8 in MobileNetV2); timm's SEModule has.
     """
 
     def __init__(self, channels: int, hidden: int, *, bias: bool = False, param_dtype=jnp.float32, rngs: nnx.Rngs):
@@ -283,11 +286,11 @@ class Attention:
     build: Callable[[Slot, Any, nnx.Rngs], nnx.Module]
     """(slot, options, rngs) -> the module, which maps (b, h, w, c) to the same shape."""
     options: type = NoOptions
-    """A frozen dataclass: what can be chosen, with its defaults. It refuses what cannot work."""
+    """A frozen dataclass of what users can choose, with defaults. It refuses values that cannot work."""
 
 
 def attention_fault(name: str, attention: Attention) -> str | None:
-    """What is wrong with an attention that is to be registered."""
+    """Says what is wrong with an attention that is to be registered; None if nothing is."""
     if not isinstance(attention, Attention):
         return f"expected an Attention, got {attention!r}"
     options = attention.options
@@ -330,14 +333,14 @@ ATTENTIONS: Registry[Attention] = Registry(
     },
     attention_fault,
 )
-"""What can go into a slot, by its kind; `ATTENTIONS.register("my_gate", Attention(...))` adds one."""
+"""The attentions by their kind; `ATTENTIONS.register("my_gate", Attention(...))` adds one."""
 
 
 def attention_row(kind: str) -> Attention:
-    """The row of a kind.
+    """The row of a kind in `ATTENTIONS`.
 
     Raises:
-      EcaJaxError: nobody has registered it; the nearest kinds are named.
+      EcaJaxError: the kind is not registered; the message names the most similar ones.
     """
     if kind not in ATTENTIONS:
         raise EcaJaxError(f"attention.kind: {ATTENTIONS.unknown(kind)}")

@@ -1,4 +1,4 @@
-"""Makes the layers of one network, so that its blocks need not hand the same settings down to each of them.
+"""Creates the layers of one network with the settings that they share.
 
 Layout: activations are (b, h, w, c), convolution kernels (h, w, c_in / groups, c_out).
 """
@@ -16,8 +16,8 @@ from eca_jax.nn.layers import Conv, Dropout, fan_out_normal, linear
 from eca_jax.nn.norm import BatchNorm
 
 MAX_WEIGHTS = 2**29
-"""Of one layer: 2 GB in float32, and 200 times the largest of a ResNet. Far beyond it XLA does not refuse a shape
-but ends the process."""
+"""The limit for one layer: 2 GB in float32, and 200 times the largest layer of a ResNet. For much larger shapes, XLA
+ends the process instead of raising an error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Bricks:
     """The settings that all layers of a network share.
 
     Attributes:
-      attention: what goes into the attention slots.
+      attention: the attention at the end of every block.
       batch_norm_group: examples that share batch statistics; None is the global batch.
       dtype: of the computation (bfloat16 on accelerators). Parameters, statistics, gates and logits stay wider.
       param_dtype: of the parameters and running statistics.
@@ -41,7 +41,7 @@ class Bricks:
     def conv(self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, *, groups: int = 1) -> Conv:
         """A convolution without bias, padded by (kernel_size - 1) / 2 on every side as PyTorch's `padding=` does.
 
-        'SAME' is not that at stride 2: it pads less on the top and left.
+        At stride 2, 'SAME' is different: it pads less at the top and on the left.
 
         Raises:
           EcaJaxError: it would have no channels, or more than MAX_WEIGHTS weights.
@@ -70,7 +70,7 @@ class Bricks:
     def classifier(
         self, c_in: int, num_classes: int, layer: Callable[..., nnx.Linear] = linear, **initialisers
     ) -> nnx.Linear:
-        """(b, c_in) -> logits (b, num_classes); `layer` is called with the sizes, our settings and the `initialisers`.
+        """The classifier, (b, c_in) -> logits (b, num_classes): a `layer` with our settings and the `initialisers`.
 
         Raises:
           EcaJaxError: it would have more than MAX_WEIGHTS weights.
@@ -93,10 +93,10 @@ class Bricks:
 
     @staticmethod
     def drop_path(rate: float) -> Dropout:
-        """Leaves the whole branch (b, h, w, c) out of an example with probability `rate`, and scales the others up."""
+        """Stochastic depth: drops a branch (b, h, w, c) of an example with probability `rate`, scales up the others."""
         return Dropout(rate, broadcast_dims=(1, 2, 3))
 
     def attn(self, channels: int, place: Place, *, reduction: int = 16) -> nnx.Module:
-        """What goes into a slot; `reduction` is SE's where the configuration does not say one."""
+        """The attention of one block; `reduction` is for SE, if the configuration gives none."""
         slot = Slot(channels, place, reduction, self.param_dtype)
         return build_attention(self.attention, slot, self.rngs)

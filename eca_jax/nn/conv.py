@@ -1,9 +1,9 @@
-"""Convolution in the form that is fastest on the platform it is compiled for: the one place that chooses.
+"""Convolutions, each in the form that is fastest on the platform for which it is compiled.
 
-XLA:CPU has a fast kernel for convolutions that mix channels over several pixels, and takes it for the others too: for
-the gradients of a 1x1 kernel it copies whole activations, transposed, and a depthwise kernel it treats as a dense one.
-So on the CPU a 1x1 convolution is a matrix product over the pixels, and a depthwise one a sum of shifted products. TPU
-and GPU compile the convolutions that they were given before (`jax.lax.platform_dependent` leaves no trace).
+XLA:CPU is fast for convolutions that mix channels over several pixels, but slow for two other kinds. For the gradients
+of a 1x1 kernel it copies and transposes whole activations, and it treats a depthwise kernel as a dense one. So on the
+CPU, a 1x1 convolution is written as a matrix product over the pixels, and a depthwise one as a sum of shifted products.
+TPU and GPU compile ordinary convolutions; `jax.lax.platform_dependent` leaves no trace in their programs.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from eca_jax.nn.derivatives import Arrays, differentiable
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 Gradients = tuple[jax.Array, jax.Array]
-"""Of the activation and of the kernel."""
+"""The gradients of the activation and of the kernel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ def convolve(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` of (b, h, w, c_in) with (k, k, c_in / groups, c_out).
 
-    Where it is not for training, its derivatives are autodiff's of the form that is chosen.
+    With `training`, the gradients of 1x1 and depthwise kernels are written by hand; otherwise autodiff makes them.
     """
     height, width, c_in, c_out = kernel.shape
     pointwise = height == width == feature_group_count == 1
@@ -64,7 +64,7 @@ class Form:
 
 
 def _by_platform(x: jax.Array, kernel: jax.Array, window: Window, on_cpu: Form) -> jax.Array:
-    """`on_cpu` there, elsewhere a convolution."""
+    """The form `on_cpu` on the CPU, an ordinary convolution elsewhere."""
     return lax.platform_dependent(
         x,
         kernel,
@@ -74,7 +74,7 @@ def _by_platform(x: jax.Array, kernel: jax.Array, window: Window, on_cpu: Form) 
 
 
 def _by_hand(x: jax.Array, kernel: jax.Array, window: Window, on_cpu: Form) -> jax.Array:
-    """The same with the form's gradients on the CPU, and elsewhere what autodiff makes of a convolution."""
+    """As `_by_platform`, with the gradients of the form on the CPU, and autodiff's gradients elsewhere."""
 
     def output(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return _by_platform(x, kernel, window, on_cpu)
@@ -106,7 +106,7 @@ def _convolution_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, windo
 
 
 def _seen(x: jax.Array, row: int, column: int, strides: tuple[int, int], size: Sequence[int]) -> jax.Array:
-    """The `size` pixels of (b, h, w, c) that one place of the kernel meets, the first at (row, column)."""
+    """The `size` pixels of (b, h, w, c) that meet one weight of the kernel; the first is at (row, column)."""
     start = (0, row, column, 0)
     stop = (x.shape[0], row + strides[0] * (size[0] - 1) + 1, column + strides[1] * (size[1] - 1) + 1, x.shape[3])
     return lax.slice(x, start, stop, (1, *strides, 1))

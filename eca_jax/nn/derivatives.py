@@ -1,8 +1,9 @@
-"""Functions whose reverse derivative is written by hand, and that can be differentiated in every other way too.
+"""Functions with a hand-written backward pass that can also be differentiated in forward mode.
 
-`jax.custom_vjp` takes a hand-written backward pass and refuses forward mode with it. `jax.custom_jvp` takes a tangent,
-and its backward pass is what autodiff makes of that. Here both are given: `linear_map` is a linear function that knows
-its own transpose. (`jax.custom_derivatives.linear_call` is one too, but cannot be mapped by `jax.vmap`.)
+With `jax.custom_vjp` one writes the backward pass by hand, but forward mode is then refused. With `jax.custom_jvp` one
+writes the tangent, and autodiff derives the backward pass from it. Here both are written by hand: `linear_map` is a
+linear function that knows its own transpose. (`jax.custom_derivatives.linear_call` is one too, but `jax.vmap` cannot
+map it.)
 """
 
 import functools
@@ -16,7 +17,7 @@ from jax.interpreters import ad, batching, mlir
 
 Arrays = Sequence[jax.Array]
 Linear = Callable[[Arrays, Arrays], Arrays]
-"""(what is saved, vectors) -> vectors: linear in its second argument, plain JAX. What is saved is of real numbers."""
+"""(saved arrays, vectors) -> vectors: a function in plain JAX, linear in its second argument. All arrays are real."""
 
 
 def differentiable(
@@ -26,10 +27,10 @@ def differentiable(
     gradients: Linear,
     *args: jax.Array,
 ) -> jax.Array:
-    """`function(*args)` with derivatives of its own.
+    """`function(*args)` with hand-written derivatives.
 
     Args:
-      function: of arrays to one array.
+      function: maps arrays to one array.
       save: (output, *args) -> what the derivatives need.
       tangent: (saved, (tangent of every argument)) -> (tangent of the output,).
       gradients: its transpose: (saved, (gradient of the output,)) -> (gradient of every argument).
@@ -62,7 +63,7 @@ def _shapes(*avals: Any, **params: Any) -> Sequence[Any]:
 
 
 def _jvp(args, tangents, *, there: Linear, back: Linear, n: int):
-    """The rule of products: by the vectors that is the map itself, by what is saved it is what autodiff makes of it."""
+    """The product rule: the derivative by the vectors is the map itself; autodiff makes the one by the saved arrays."""
     terms = []
     if not all(type(t) is ad.Zero for t in tangents[n:]):
         terms.append(linear_map(there, back, args[:n], [ad.instantiate_zeros(t) for t in tangents[n:]]))
@@ -82,7 +83,7 @@ def _transpose(gradients, *args, there: Linear, back: Linear, n: int):
 
 
 def _batch(args, dims, *, there: Linear, back: Linear, n: int):
-    """Over vectors and results always, so that the transpose fits; over what is saved where that has the axis."""
+    """Maps over all vectors and results, so that the transpose fits, and over the saved arrays that have the axis."""
     (size,) = {x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None}
     saved = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args[:n], dims[:n], strict=True)]
     vectors = [batching.bdim_at_front(x, d, size) for x, d in zip(args[n:], dims[n:], strict=True)]

@@ -26,8 +26,8 @@ def fan_out_normal(key, shape, dtype=jnp.float32, out_sharding=None):
 def rectified(x: jax.Array) -> jax.Array:
     """max(x, 0).
 
-    On the CPU as a clamp, whose bounds are two numbers. The zero of max becomes an activation full of zeros there, in
-    memory, which every product that ends with ReLU would read.
+    On the CPU it is written as a clamp, whose bounds are two plain numbers. There, the zero of `max` would become an
+    array as large as the activation, and every matrix product that ends with ReLU would read it from memory.
     """
     return jax.lax.platform_dependent(
         x,
@@ -37,7 +37,7 @@ def rectified(x: jax.Array) -> jax.Array:
 
 
 class Conv(nnx.Conv):
-    """`nnx.Conv` without bias, (b, h, w, c_in) -> (b, h, w, c_out), that can be called with other weights than its own.
+    """`nnx.Conv` without bias, (b, h, w, c_in) -> (b, h, w, c_out), that can also be called with another kernel.
 
     `kernel` is (k, k, c_in / groups, c_out).
     """
@@ -50,7 +50,7 @@ class Conv(nnx.Conv):
         return self.convolve(inputs, self.kernel[...])
 
     def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """What this convolution is with `kernel` in the place of its own."""
+        """This convolution with `kernel` in place of its own kernel."""
         dtype = self.dtype or x.dtype
         return convolve(
             x.astype(dtype),
@@ -64,7 +64,7 @@ class Conv(nnx.Conv):
 
 
 class Dropout(nnx.Dropout):
-    """`nnx.Dropout` that says in one line what it needs."""
+    """`nnx.Dropout` whose error says in one line what is missing."""
 
     def __call__(self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: Any = None) -> jax.Array:
         off = self.deterministic if deterministic is None else deterministic
@@ -77,7 +77,7 @@ class Dropout(nnx.Dropout):
 
 
 def uniform_fan_in(fan_in: int) -> jax.nn.initializers.Initializer:
-    """Uniform in +-1/sqrt(fan_in): what PyTorch gives to the weights and biases of Linear and Conv1d by default."""
+    """Uniform in +-1/sqrt(fan_in): PyTorch's default for the weights and biases of Linear and Conv1d."""
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
@@ -87,9 +87,10 @@ def uniform_fan_in(fan_in: int) -> jax.nn.initializers.Initializer:
 
 
 def row(draw: Callable, key, shape, dtype, out_sharding) -> jax.Array:
-    """`draw(key, shape, dtype)`, the same numbers, drawn as one row.
+    """The numbers of `draw(key, shape, dtype)`, drawn as one row and then reshaped.
 
-    XLA:CPU needs up to a second to compile the generator for each shape of several dimensions, for a row a sixth of it.
+    For each shape with several dimensions, XLA:CPU compiles the generator for up to a second; for a row it needs a
+    sixth of that.
     """
     return draw(key, (math.prod(shape),), dtype).reshape(shape, out_sharding=out_sharding)
 

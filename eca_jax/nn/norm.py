@@ -1,4 +1,4 @@
-"""Batch normalisation with a statistics group and PyTorch's running statistics."""
+"""Batch normalisation with statistics over groups of examples, and with PyTorch's running statistics."""
 
 import math
 
@@ -10,12 +10,12 @@ from eca_jax.errors import EcaJaxError
 
 
 def widened(x: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
-    """x in `dtype`, or as it is where that is wider: what sums over pixels are taken in."""
+    """x in `dtype`, or unchanged if its own type is wider; sums over pixels are computed in this type."""
     return x.astype(jnp.promote_types(x.dtype, dtype))
 
 
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(b, ..., c) -> the mean and the mean square of every example's every channel, (b, c) each, in one pass."""
+    """(b, ..., c) -> mean and mean square of each channel of each example, (b, c) each, in one pass."""
     axes = tuple(range(1, x.ndim - 1))
     return x.mean(axes), jnp.square(x).mean(axes)
 
@@ -23,15 +23,15 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 class BatchNorm(nnx.Module):
     """Normalises every channel of (b, ..., c) by the mean and variance of its statistics group.
 
-    A group is `group_size` consecutive examples of the global batch; None is the whole of it. ECA-Net was trained
-    with groups of 64: a batch of 256 over 4 GPUs, each with statistics of its own. A group that lies inside one device
-    needs no communication, and the result does not depend on the number of devices.
+    A group consists of `group_size` consecutive examples of the global batch; None makes the whole batch one group.
+    ECA-Net was trained with groups of 64: a batch of 256 on 4 GPUs, each with its own statistics. A group that lies
+    inside one device needs no communication, and the result does not depend on the number of devices.
 
-    As in PyTorch, `running = (1 - momentum) * running + momentum * batch` with the unbiased variance (n / (n - 1)), and
-    the biased one normalises. With several groups the running statistics move by the average over the groups, which is
-    the mean of what the GPUs would hold. Statistics are float32 or wider; the output has `dtype`.
+    As in PyTorch, `running = (1 - momentum) * running + momentum * batch`. The running variance is unbiased
+    (n / (n - 1)); the biased variance normalises. With several groups, the running statistics move by the average over
+    the groups: they are the mean of what the GPUs would hold. Statistics are float32 or wider; the output has `dtype`.
 
-    Differs from `flax.nnx.BatchNorm`, which has no groups and keeps the biased variance.
+    `flax.nnx.BatchNorm` differs: it has no groups, and its running variance is biased.
     """
 
     def __init__(
@@ -64,21 +64,21 @@ class BatchNorm(nnx.Module):
         return (wide * a + b).astype(self.dtype)
 
     def running_affine(self) -> tuple[jax.Array, jax.Array]:
-        """(a, b), (c,) each: a * x + b is what the running statistics make of x."""
+        """(a, b), (c,) each, so that a * x + b is x normalised by the running statistics."""
         return self._affine(self.mean[...], self.var[...])
 
     def batch_affine(self, mean: jax.Array, square: jax.Array, *, pixels: int) -> tuple[jax.Array, jax.Array]:
-        """(a, b) for every example, (b, c) each, from its `moments`; moves the running statistics."""
+        """(a, b) for every example, (b, c) each, from its `moments`; also updates the running statistics."""
         a, b = self._affine(*self._batch_statistics(mean, square, pixels=pixels))
         size = len(mean) // len(a)
         return jnp.repeat(a, size, axis=0), jnp.repeat(b, size, axis=0)
 
     def _batch_statistics(self, mean: jax.Array, square: jax.Array, *, pixels: int) -> tuple[jax.Array, jax.Array]:
-        """Mean and variance of every statistics group, (groups, c) each; moves the running statistics.
+        """Mean and variance of every statistics group, (groups, c) each; also updates the running statistics.
 
         Args:
           mean, square: the `moments` of every example, (b, c) each.
-          pixels: how many values each of them is the mean of.
+          pixels: the number of values in each of these means.
         """
         batch = len(mean)
         if not batch:
@@ -103,5 +103,5 @@ class BatchNorm(nnx.Module):
 
     def _move(self, running: nnx.BatchStat, batch: jax.Array) -> None:
         batch = jax.lax.stop_gradient(batch).astype(running[...].dtype)
-        # Not `running[...] = …`: JAX words an error then that it may need, from all that was traced so far.
+        # Not `running[...] = …`: for that, JAX prepares an error message from everything that was traced so far.
         running.set_value((1 - self.momentum) * running[...] + self.momentum * batch)

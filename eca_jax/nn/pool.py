@@ -1,7 +1,7 @@
 """The stem's max pool, with a gradient that is fast on every platform.
 
-XLA:CPU walks over every window for the gradient of a max pool, an element at a time: of a training step of ResNet-50
-that was as much as 3 of its 3x3 convolutions. There the gradient is nine comparisons instead; TPU and GPU keep theirs.
+XLA:CPU computes the gradient of a max pool one element at a time. In a training step of ResNet-50, that took as long as
+three of its 3x3 convolutions. So on the CPU, the gradient is written as nine comparisons; TPU and GPU keep XLA's.
 """
 
 from typing import Any
@@ -19,14 +19,14 @@ WINDOW: dict[str, Any] = {
     "padding": ((0, 0), (1, 1), (1, 1), (0, 0)),
 }
 WINDOWS_OVER = {0: ((1, 0),), 1: ((2, 0), (0, 1))}
-"""By the parity of a row r: its place in each window that has it, and that window's number less r // 2."""
+"""Parity of a row r -> for each window that contains it: the row's place in it, and the window's number - r // 2."""
 
 
 def max_pool(x: jax.Array, *, training: bool = True) -> jax.Array:
     """3x3 of stride 2, padded by 1 on every side: (b, h, w, c) -> (b, ceil(h / 2), ceil(w / 2), c).
 
-    The gradient goes to the first of several equal maxima of a window, as in PyTorch. Where it is not for training, it
-    is autodiff's on the CPU too.
+    As in PyTorch, the gradient goes to the first of several equal maxima of a window. With `training` the gradient is
+    the faster one; otherwise autodiff makes it, also on the CPU.
     """
     if not training:
         return _max_pool(x)

@@ -1,8 +1,8 @@
 """The end of a residual branch: projection, batch norm, attention, shortcut, activation.
 
-An attention that needs only the average of its input (a `ChannelGate`) is computed here, in training and in a
-bottleneck's inference, without a pass over the activation of its own; docs/performance.md derives how, and what it
-saves. Any other attention is called as it stands.
+An attention that needs only the averages of its input (a `ChannelGate`) is computed here without an extra pass over the
+activation, in training and in the inference of bottlenecks; docs/performance.md derives how, and what this saves. Any
+other attention is called as an ordinary module.
 """
 
 import functools
@@ -22,9 +22,9 @@ from eca_jax.nn.norm import BatchNorm, moments, widened
 def conv_norm(x: jax.Array, conv: Conv, norm: BatchNorm, *, relu: bool = False) -> jax.Array:
     """norm(conv(x)), then ReLU if asked for: (b, h, w, c_in) -> (b, h, w, c).
 
-    With running statistics the norm's scale goes into the kernel, so what follows the convolution is a bias alone:
-    XLA:GPU then gives bias, shortcut and ReLU to cuDNN's convolution instead of a pass over the activation each. On the
-    CPU a pass over the pixels follows in any case, and one over all kernels would come on top of it.
+    With running statistics, the norm's scale is multiplied into the kernel, so only a bias follows the convolution.
+    XLA:GPU can then hand bias, shortcut and ReLU to cuDNN's convolution, instead of one pass over the activation for
+    each. On the CPU, a pass over the pixels follows in any case, and scaling all kernels would be an additional one.
     """
     if norm.use_running_average:
         kernel, (a, b) = conv.kernel[...], norm.running_affine()
@@ -42,9 +42,10 @@ def conv_norm(x: jax.Array, conv: Conv, norm: BatchNorm, *, relu: bool = False) 
 
 
 def normalised(x: jax.Array, conv: Conv, norm: BatchNorm) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """x = conv(x), widened, the average m of it (b, c), and a and b (b, 1, 1, c): a * x + b is norm(conv(x)).
+    """Convolution and batch statistics: (y, mean, a, b), so that a * y + b is norm(conv(x)).
 
-    With batch statistics, and moves the running ones.
+    Updates the running statistics. y is conv(x), float32 or wider; mean (b, c) is its average; a and b are
+    (b, 1, 1, c).
     """
     x = widened(conv(x), norm.mean[...].dtype)
     mean, square = moments(x)
@@ -53,7 +54,7 @@ def normalised(x: jax.Array, conv: Conv, norm: BatchNorm) -> tuple[jax.Array, ja
 
 
 def in_turn(x: jax.Array, *layers: Any) -> jax.Array:
-    """The layers one after another, a convolution and the norm behind it as one."""
+    """Applies the layers one after another; a convolution and the norm behind it are computed together."""
     rest = list(layers)
     while rest:
         layer = rest.pop(0)
@@ -65,7 +66,7 @@ def in_turn(x: jax.Array, *layers: Any) -> jax.Array:
 
 
 def projected(mean: jax.Array, conv: Conv, norm: BatchNorm) -> jax.Array:
-    """The average (b, c) over the pixels of norm(conv(h)), from that of h, (b, c_in), where the kernel is 1x1."""
+    """The average of norm(conv(h)) over the pixels, (b, c), from the average of h, (b, c_in); the kernel is 1x1."""
     a, b = norm.running_affine()
     return jnp.matmul(mean, widened(conv.kernel[0, 0].astype(norm.dtype)), precision="highest") * a + b
 
@@ -81,13 +82,13 @@ def tail(
     shortcut: jax.Array | None,
     relu: bool,
 ) -> jax.Array:
-    """relu(drop_path(attention(norm(conv(h)))) + shortcut), without relu and shortcut where there is none.
+    """relu(drop_path(attention(norm(conv(h)))) + shortcut), with or without the relu and the shortcut.
 
     Args:
-      h: the inside of the branch, (b, h, w, c_in).
-      conv: of stride 1 and one group, without bias.
-      drop_path: leaves out whole examples.
-      shortcut: (b, h, w, c).
+      h: the activation inside the branch, (b, h, w, c_in).
+      conv: the last convolution, with stride 1, one group and no bias.
+      drop_path: drops the branch for whole examples.
+      shortcut: (b, h, w, c), or None.
 
     Returns:
       (b, h, w, c) in the norm's dtype.
@@ -118,10 +119,10 @@ def tail(
 def affine_relu(
     x: jax.Array, scale: jax.Array, offset: jax.Array, shortcut: jax.Array | None, dtype: DTypeLike
 ) -> jax.Array:
-    """relu(x * scale + offset + shortcut), without a shortcut where that is None, in `dtype`.
+    """relu(x * scale + offset + shortcut) in `dtype`; `shortcut` may be None.
 
     Args:
-      x: (b, h, w, c), float32 or wider: a wider view of what a convolution returned in `dtype`.
+      x: (b, h, w, c), float32 or wider: the output of a convolution in `dtype`, converted.
       scale, offset: (b, 1, 1, c).
       shortcut: (b, h, w, c) in `dtype`.
     """
@@ -139,7 +140,7 @@ def affine_relu(
 
     def gradients(saved, gradients):
         (x, scale, out), (gradient,) = saved, gradients
-        # out > 0, but of that XLA makes a question about what ReLU got, and keeps it.
+        # Means out > 0; XLA would rewrite that as a condition on ReLU's input, and keep that activation in memory.
         d = jnp.where(out != 0, gradient, 0)
         wide = d.astype(scale.dtype)
         s1 = wide.sum((1, 2), keepdims=True)
