@@ -1,6 +1,7 @@
-"""Compiled programs, kept from one command to the next (JAX's persistent compilation cache).
+"""Keeps compiled programs from one command to the next, with JAX's persistent compilation cache.
 
-The commands turn it on. `import eca_jax` does not: a program that imports a library has settings of its own.
+The commands turn the cache on. `import eca_jax` does not, because a program that imports a library has its own
+settings.
 """
 
 import contextlib
@@ -15,22 +16,23 @@ import jax
 
 MAX_BYTES = 2 * 1024**3
 TROUBLE = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.+?)': (.*)", re.DOTALL)
-"""What JAX warns of; it then compiles as if there were no cache."""
+"""JAX's warning about an entry of the cache; JAX then compiles as if there were no cache."""
 
 
 def keep_compiled_programs() -> None:
-    """Keeps what takes a second or more to compile in `default_directory()`, and takes it from there the next time.
+    """Stores programs that take a second or more to compile in `default_directory()`, and reuses them the next time.
 
-    JAX's own settings come first: JAX_COMPILATION_CACHE_DIR says where, JAX_ENABLE_COMPILATION_CACHE=false not at all.
-    Nor is anything kept by default in a cluster. There only process 0 writes, and XLA:GPU tunes kernels in all
-    processes together: one that finds its program leaves the others waiting, or with another program than its own. A
-    directory that all of them see is safe, and which one that is the user knows.
+    JAX's own settings take precedence: JAX_COMPILATION_CACHE_DIR names another directory, and
+    JAX_ENABLE_COMPILATION_CACHE=false turns the cache off. In a cluster nothing is stored by default. There, only
+    process 0 writes, and XLA:GPU tunes kernels in all processes together: a process that finds its program in the cache
+    would leave the others waiting, or with another program than its own. A directory that all processes see is safe,
+    but only the user knows which one that is.
     """
     directory, settings = default_directory(), jax.config
     if not settings.jax_enable_compilation_cache:  # type: ignore
         return
     if (given := settings.jax_compilation_cache_dir) is not None:  # type: ignore
-        say_trouble(given, lambda program: None)  # what is in it is the user's
+        say_trouble(given, lambda program: None)  # the directory is the user's: nothing in it is deleted
         return
     if directory is None or jax.process_count() > 1:
         return
@@ -41,16 +43,16 @@ def keep_compiled_programs() -> None:
 
 
 def default_directory() -> pathlib.Path | None:
-    """`$XDG_CACHE_HOME/eca_jax/programs`, usually under ~/.cache; None where there is no home directory.
+    """`$XDG_CACHE_HOME/eca_jax/programs`, usually under ~/.cache; None if there is no home directory.
 
-    Machines may share it: JAX's key has the versions, the devices and the instructions that a processor knows.
+    Machines may share the directory: JAX's key contains the versions, the devices and the processor's instructions.
     """
     caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return caches / "eca_jax" / "programs" if caches.is_absolute() else None
 
 
 def forget_oldest(directory: pathlib.Path, max_bytes: int) -> None:
-    """Deletes the entries that were not used for the longest time, until the others have no more than `max_bytes`."""
+    """Deletes the least recently used entries, until the others have at most `max_bytes`."""
     entries = [(path, path.stat()) for path in directory.glob("*-cache")]
     kept = 0
     for path, stat in sorted(entries, key=lambda entry: max(entry[1].st_atime, entry[1].st_mtime), reverse=True):
@@ -62,8 +64,8 @@ def forget_oldest(directory: pathlib.Path, max_bytes: int) -> None:
 def forget(directory: pathlib.Path, program: str) -> None:
     """Deletes a program's entries that could not be read or written.
 
-    JAX writes an entry in place and never over another, so one that a full disk or a kill has cut short would be in
-    the way for good.
+    JAX writes an entry in place and never overwrites one, so an entry that was cut short by a full disk or a kill would
+    stay there for ever.
     """
     with contextlib.suppress(OSError):
         for path in directory.glob(f"{program}-*-cache"):
@@ -71,9 +73,9 @@ def forget(directory: pathlib.Path, program: str) -> None:
 
 
 def say_trouble(directory: str | pathlib.Path, remedy: Callable[[str], None]) -> None:
-    """From now on JAX's warnings that it cannot read or write a program's entry are one line, said once.
+    """Replaces JAX's warnings that it cannot read or write a program's entry by one line, printed once.
 
-    `remedy` is called with the program's name each time.
+    Each time, `remedy` is called with the program's name.
     """
     show, said = warnings.showwarning, False
 

@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen dataclasses that refuse what cannot work when they are made."""
+"""The configuration of a run: frozen dataclasses that refuse values that cannot work."""
 
 import dataclasses
 import difflib
@@ -24,15 +24,15 @@ from eca_jax.tasks.registry import task_from_dict
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig(TypedFields, at="checkpoint"):
-    """When the state is saved, and how much of it is kept. Of the steps that are saved and evaluated, the one with
-    the best held-out score (of classification: top-1) is always kept."""
+    """When checkpoints are saved, and how many are kept. Of those that have an evaluation, the one with the best
+    held-out score (for classification: top-1) is always kept."""
 
     every_epochs: int = 1
     """The last step is always saved."""
     every_steps: int | None = None
     """Also every so many steps."""
     keep: int = 2
-    """The newest so many."""
+    """So many of the newest are kept."""
 
     def __post_init__(self):
         expect_positive("checkpoint.every_epochs", self.every_epochs)
@@ -42,7 +42,7 @@ class CheckpointConfig(TypedFields, at="checkpoint"):
 
 
 COMMAND_OPTIONS = ("config", "plugin", "version", "help")
-"""Options of train.py that are no fields."""
+"""Options of train.py that are not fields of the configuration."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,25 +52,25 @@ class Config(TypedFields):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     task: Annotated[Task, tyro.conf.arg(name="")] = Classification()
-    """What the network is trained to do. On the command line its fields stand beside the others: --preprocess.pad 2."""
+    """What the network is trained to do. On the command line, its fields have no prefix: --preprocess.pad 2."""
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
     sharding_rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
-    """(regular expression on a parameter's path, mesh axis of each of its dimensions); the first match counts, and what
-    matches none is replicated. E.g. (("fc/kernel", (None, "data")),)."""
+    """(regular expression on a parameter's path, mesh axis of each of its dimensions); the first match counts. Arrays
+    without a match are replicated. E.g. (("fc/kernel", (None, "data")),)."""
     batch_size: int = 256
-    """Global: over all devices and processes."""
+    """The global batch, over all devices and processes."""
     epochs: int = 100
     seed: int = 0
-    """Of the weights, the order of the examples, their augmentation and dropout."""
+    """Determines the initial weights, the order of the examples, their augmentation and dropout."""
     log_every: int = 50
     """Steps between two rows of metrics.jsonl."""
     eval_every_epochs: int = 1
     """The last step is always evaluated."""
     workdir: str = "runs/eca_resnet50"
-    """Checkpoints, metrics.jsonl, config.json and TensorBoard files of the run. A ~ at the start is the home directory,
-    also where the shell leaves it (--workdir=~/run)."""
+    """The directory of the run: checkpoints, metrics.jsonl, config.json, TensorBoard files. A ~ at the start is the
+    home directory, even if the shell does not expand it (--workdir=~/run)."""
 
     def __post_init__(self):
         object.__setattr__(self, "workdir", os.path.expanduser(self.workdir))
@@ -126,18 +126,19 @@ MAY_CHANGE = (
     "data.max_bad",
     "optim.max_skipped",
 )
-"""What a continued run may set anew: nothing of it touches what a step computes (`epochs` moves the end, and `max_bad`
-decides whether a step with a bad record is done at all; what takes the record's place does not depend on it)."""
+"""The fields that may differ when a run is continued, because they do not change what a step computes. (`epochs` only
+moves the end. `max_bad` only decides whether a step with a bad record is done; which record replaces the bad one does
+not depend on it.)"""
 
 
 def to_dict(config: Config) -> dict:
-    """Plain dicts, lists and numbers, for JSON; with the task's name, and the plugins that the configuration needs."""
+    """Plain dicts, lists and numbers, for JSON, with the task's name and the plugins that the configuration needs."""
     values = to_plain(config) | {"task": config.task.to_dict()}
     return values | ({"plugins": needed} if (needed := plugins_of(config)) else {})
 
 
 def plugins_of(config: Config) -> list[str]:
-    """What has to be imported before the names in this configuration are known (`eca_jax.plugins`)."""
+    """The plugins that have to be imported before the names in this configuration are known (`eca_jax.plugins`)."""
     attention = resolve_attention(config.model.name, config.model.attention).kind or "none"
     found = (
         TASKS.plugin(config.task.name),
@@ -157,7 +158,7 @@ class _NamedModel(_Named):
 
 
 class _Outline(TypedDict):
-    """What every version wrote, as far as it is looked at before the fields are."""
+    """The parts that every version wrote, and that are read before the other fields."""
 
     model: _NamedModel
     data: _Named
@@ -167,11 +168,10 @@ class _Outline(TypedDict):
 
 
 def from_dict(values: dict) -> Config:
-    """The inverse of `to_dict`; also of what earlier versions wrote.
+    """The inverse of `to_dict`; also reads what earlier versions wrote.
 
     Raises:
-      EcaJaxError: names the field that has the wrong type, or that this version does not know, or the plugin that is
-        needed first.
+      EcaJaxError: a field has the wrong type or is unknown, or a plugin is needed; the message says which.
     """
     from_plain(values, _Outline, "config")
     values = dict(values)
@@ -189,7 +189,7 @@ def from_dict(values: dict) -> Config:
 
 
 def from_old(values: dict) -> dict:
-    """What version 0.1.0 wrote, before there were tasks, in today's form; other values stay as they are."""
+    """Converts what version 0.1.0 wrote, before there were tasks, to today's form; newer values are unchanged."""
     if "task" in values:
         return values
     values = dict(values)
@@ -204,7 +204,7 @@ def from_old(values: dict) -> dict:
 
 
 MOVED_TO_TASK = {"loss": "loss_function", "label_smoothing": "label_smoothing", "target_threshold": "target_threshold"}
-"""Fields that `optim` had in version 0.1.0 -> the classification task's."""
+"""Fields of `optim` in version 0.1.0 -> today's fields of the classification task."""
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -219,7 +219,7 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def as_computed(config: Config) -> dict:
-    """With every option of the attention, said or not; without the plugins, which may have moved."""
+    """The configuration as a dict with every option of the attention, and without the plugins, which may have moved."""
     attention = resolve_attention(config.model.name, config.model.attention)
     values = to_dict(dataclasses.replace(config, model=dataclasses.replace(config.model, attention=attention)))
     return {key: value for key, value in values.items() if key != "plugins"}
@@ -236,7 +236,7 @@ def flatten(values: dict, prefix: str = "") -> dict[str, object]:
 def packaged_configs() -> dict[str, pathlib.Path]:
     """The configurations that come with the package, by name: {'digits': .../configs/digits.py, ...}.
 
-    An installed package carries them inside; in a checkout they are in `configs/`, beside the package.
+    An installed package contains them; in a checkout they are in `configs/`, beside the package.
     """
     package = pathlib.Path(__file__).parent
     inside, beside = package / "configs", package.parent / "configs"
@@ -244,10 +244,10 @@ def packaged_configs() -> dict[str, pathlib.Path]:
 
 
 def find_config(name: str) -> pathlib.Path:
-    """The file of a configuration: one of the package's own by its name ('digits'), or any by its path ('my/run.py').
+    """The file of a configuration: one of the package's by its name ('digits'), or any file by its path ('my/run.py').
 
     Raises:
-      EcaJaxError: there is none; the nearest paths or names are given.
+      EcaJaxError: there is none; the message gives the most similar paths or names.
     """
     own, file = packaged_configs(), pathlib.Path(name)
     if name in own:
@@ -264,7 +264,7 @@ def find_config(name: str) -> pathlib.Path:
 
 
 def load_config(path: str) -> Config:
-    """The `config` that a Python file defines; `path` is as of `find_config`. The file is run: only load your own."""
+    """The `config` that a Python file defines, with `path` as in `find_config`. The file is run: only load your own."""
     file = find_config(path)
     try:
         config = vars(run_file(file)).get("config")

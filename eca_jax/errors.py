@@ -1,4 +1,4 @@
-"""The one exception of the package's own, the nearest-name answer to a typo, and checks of single values."""
+"""The package's exception, suggestions for mistyped names, and checks of single values."""
 
 import difflib
 import math
@@ -9,15 +9,15 @@ from collections.abc import Iterable, Sequence
 
 
 class EcaJaxError(ValueError):
-    """Something that the user can mend: the message names the thing, the value, what was expected and what to do."""
+    """An error that the user can correct. The message names the thing, its value, what was expected and what to do."""
 
 
 MOST_KNOWN = 40
-"""As many options are listed in an error."""
+"""How many options an error lists at most."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """' Did you mean a, b?' for the options nearest to `name`, whatever its case; or the options when none is near."""
+    """' Did you mean a, b?' with the options most similar to `name`, in any case; if none is similar, the options."""
     options = sorted({*options})
     folded = {option.casefold(): option for option in options}
     near = [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
@@ -26,9 +26,10 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 
 def unknown_option(args: Sequence[str], unknown: Sequence[str], options: Iterable[str]) -> str:
-    """What to say of the `unknown` among the `args` of a command that has these `options` ('--optim.lr').
+    """The error text for the `unknown` among the `args` of a command that has these `options` ('--optim.lr').
 
-    Options are answered with those that end alike ('--lr') or are spelled nearly so; a bare word with what it follows.
+    For an option, the text suggests options with the same ending ('--lr') or a similar spelling. For a word that is no
+    option, it says which option stands before it.
     """
     options, said = sorted(options), []
     for option in (word.partition("=")[0] for word in unknown if word.startswith("-")):
@@ -43,36 +44,36 @@ def unknown_option(args: Sequence[str], unknown: Sequence[str], options: Iterabl
 
 
 def printable(text: str) -> str:
-    """Text from files, for a terminal: what is not printable (control sequences, line ends) as Python escapes it."""
+    """Text from a file, safe for a terminal: Python's escapes replace what is not printable (such as line ends)."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def expect_positive(name: str, value: float) -> None:
-    """Refuses what is not a positive number; `name` is the field's, as on the command line."""
+    """Refuses a value that is not a positive number; `name` is the name of the field, as on the command line."""
     if not 0 < value < math.inf:
         raise EcaJaxError(f"{name}: expected a positive number, got {value}")
 
 
 def expect_share(name: str, value: float) -> None:
-    """Refuses what is not in [0, 1)."""
+    """Refuses a value outside [0, 1)."""
     if not 0 <= value < 1:
         raise EcaJaxError(f"{name}: expected 0 <= {name.rpartition('.')[2]} < 1, got {value}")
 
 
 def expect_weight(name: str, value: float) -> None:
-    """Refuses what is not in (0, 1]."""
+    """Refuses a value outside (0, 1]."""
     if not 0 < value <= 1:
         raise EcaJaxError(f"{name}: expected 0 < {name.rpartition('.')[2]} <= 1, got {value}")
 
 
 def expect_one_of(name: str, value: object, options: tuple[str, ...]) -> None:
-    """Refuses what is not one of the options."""
+    """Refuses a value that is not one of the options."""
     if value not in options:
         raise EcaJaxError(f"{name}: expected one of {', '.join(options)}, got {value!r}")
 
 
 def expect_text(name: str, path: str | pathlib.Path) -> None:
-    """Refuses a path that this locale cannot read or write as text: Orbax and safetensors cannot open it."""
+    """Refuses a path that is no text in this locale, because Orbax and safetensors cannot open it."""
     try:
         os.fsencode(path)
         str(path).encode()

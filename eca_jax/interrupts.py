@@ -1,11 +1,11 @@
-"""Signals that end a command, answered at once whatever it is doing.
+"""Reacts at once to signals that end a command, whatever the command is doing.
 
-Python runs the handler of a signal between two of its own instructions, and there may be none for minutes while XLA
-compiles. A thread is told of the signal at once (`signal.set_wakeup_fd`). It says what happens, and where the rest of
-the program cannot end by itself it ends the process: an exception in the middle of a compilation would leave threads of
-the compiler behind, which crash when Python takes itself apart.
+Python runs a signal handler between two of its own instructions, and while XLA compiles there may be none for minutes.
+So a thread waits for signals (`signal.set_wakeup_fd`). It prints what happens. If the rest of the program cannot end by
+itself, the thread ends the process: an exception in the middle of a compilation would leave threads of the compiler
+behind, and these crash when Python exits.
 
-Only the commands are `watched`. In a program that imports the library, signals stay that program's own affair.
+Only the commands are `watched`. A program that imports the library handles its signals itself.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_SIGNAL = 128
-"""Plus the signal's number: what a shell reports of a process that ended by it. A scheduler starts such a run again."""
+"""The exit status is this plus the signal's number, as shells report it; schedulers then start the run again."""
 POLL_SECONDS = 0.1
 
 MayLeave = Callable[[], str | None]
-"""Asked again and again after a signal: the line to leave with, once nothing would be lost; None before."""
+"""Called again and again after a signal. Returns None as long as ending would lose something, then a line to print."""
 Listener = Callable[[int], MayLeave]
 
 
@@ -31,7 +31,7 @@ def leave_at_once(number: int) -> MayLeave:
 
 
 class _Watch:
-    """What a command shares with its thread."""
+    """The data that a command shares with its thread."""
 
     def __init__(self, leave: Callable[[int], None]):
         self.leave = leave
@@ -42,14 +42,14 @@ _watch: _Watch | None = None
 
 
 def tell(line: str) -> None:
-    """Writes a line to stderr from whichever thread: past Python's stream, whose lock another one may hold."""
+    """Writes a line to stderr from any thread, without Python's stream, whose lock another thread may hold."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
 
 
 @contextlib.contextmanager
 def watched(leave: Callable[[int], None] = os._exit) -> Iterator[None]:
-    """Answers Ctrl-C as the present listener says; `leave` ends the process with the exit status that it gets."""
+    """Handles Ctrl-C as the current listener says; `leave` ends the process with the exit status that it is given."""
     global _watch
     if _watch is not None or threading.current_thread() is not threading.main_thread():
         yield
@@ -73,7 +73,7 @@ def watched(leave: Callable[[int], None] = os._exit) -> Iterator[None]:
 
 
 def _run(watch: _Watch, read: int) -> None:
-    """Of the thread: from the first signal to the end of the command."""
+    """The thread's function: waits for signals until the command ends."""
     number, may_leave = 0, None
     while True:
         ready, _, _ = select.select([read], [], [], None if may_leave is None else POLL_SECONDS)
@@ -91,7 +91,7 @@ def _run(watch: _Watch, read: int) -> None:
 
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[bool]:
-    """The listener inside, in a command; whether this is one."""
+    """Sets the listener inside the block, if this is a command; yields whether it is one."""
     watch = _watch
     if watch is None:
         yield False

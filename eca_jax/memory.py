@@ -1,11 +1,11 @@
-"""What a program needs of memory, what there is, and one line where that is not enough.
+"""How much memory a program needs, how much there is, and a one-line error if that is not enough.
 
-An accelerator has a fixed amount, of which the runtime says how much a process may use; what a program needs there
-includes what it is given. The CPU shares the machine's memory with all that runs on it: what is free now counts,
-and what a program needs besides its arguments, which are in memory already.
+An accelerator has a fixed amount of memory, and its runtime says how much of it a process may use. There, a program
+needs memory for its arguments too. On the CPU, all programs share the machine's memory. There, what is free now counts
+as available, and a program needs only memory besides its arguments, which are in memory already.
 
-Nothing is refused that could work: needs are lower bounds or the compiler's own plan, and what is free counts all that
-the system gives back when it is asked (the page cache, swap).
+Nothing that could work is refused. The need is a lower bound or the compiler's plan, and the free memory includes
+everything that the system gives back on demand (the page cache, swap).
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from eca_jax.errors import EcaJaxError
 
 MIB, GIB = 1024**2, 1024**3
 RECLAIMED = ("active_file", "inactive_file", "slab_reclaimable")
-"""What a control group counts as used, and gives back: as memory.stat calls it."""
+"""Names in memory.stat: memory that a control group counts as used but gives back on demand."""
 
 SMALLER = "a smaller --preprocess.image-size"
 """The remedy that always helps."""
@@ -30,24 +30,24 @@ SMALLER = "a smaller --preprocess.image-size"
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """How much memory there is, and whose."""
+    """How much memory there is, and on which device."""
 
     bytes: int
     where: str
     """'this machine', 'NVIDIA H100 80GB HBM3'."""
     free: bool = False
-    """The machine's, which all devices share: what is left of it now, besides the arguments of a program that is about
-    to run. Else it is a device's own, and all that it has."""
+    """True: `bytes` is what is free now of the machine's memory, which all CPU devices share; the arguments of a
+    program that is about to run are already in it. False: `bytes` is all the memory of one device."""
 
     def __str__(self) -> str:
         return f"{self.where} has {_size(self.bytes)}{' free' if self.free else ''}"
 
 
 def host_room(root: pathlib.Path = pathlib.Path("/")) -> Room:
-    """What this process can still get of the machine's memory: the least of what is free, and of its limits.
+    """The memory that this process can still get: what the machine has free, or less if a limit is set.
 
     Args:
-      root: under which /proc and /sys are found.
+      root: the directory that contains /proc and /sys.
     """
     free = [_available(root), *_control_group_rooms(root)]
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)  # ulimit -v
@@ -58,7 +58,7 @@ def host_room(root: pathlib.Path = pathlib.Path("/")) -> Room:
 
 
 def _available(root: pathlib.Path) -> int:
-    """Bytes that the kernel would give to new programs; where it does not say so (macOS), all that are built in."""
+    """Bytes that the kernel would give to new programs; on systems without /proc (macOS), all the memory there is."""
     if not (root / "proc/meminfo").is_file():
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     kib = _numbers(root / "proc/meminfo")
@@ -66,9 +66,9 @@ def _available(root: pathlib.Path) -> int:
 
 
 def _control_group_rooms(root: pathlib.Path) -> Iterator[int]:
-    """Bytes left of the limit of each control group that this process is in, of version 2 and of version 1.
+    """Bytes left below the limit of each control group of this process, for version 2 and version 1.
 
-    In a container the path of the group may be the host's, and the group itself lies at the mount.
+    In a container, the path of the group may be a path of the host, and the group itself is at the mount point.
     """
     table = root / "proc/self/cgroup"
     for line in table.read_text().splitlines() if table.is_file() else ():
@@ -90,13 +90,13 @@ def _control_group_rooms(root: pathlib.Path) -> Iterator[int]:
 
 
 def _numbers(file: pathlib.Path) -> dict[str, int]:
-    """The lines of a file of the kernel's, 'name number ...'."""
+    """The lines 'name number ...' of a file of the kernel, as a dict."""
     words = (line.split() for line in file.read_text().splitlines())
     return {word[0]: int(word[1]) for word in words if len(word) > 1}
 
 
 def device_room(devices: Sequence[Any]) -> Room | None:
-    """The memory of the first of these devices that belongs to this process; None where its runtime does not say it."""
+    """The memory of the first of these devices that belongs to this process; None if its runtime does not say."""
     local = [device for device in devices if device.process_index == jax.process_index()]
     if local[0].platform == "cpu":
         return host_room()
@@ -105,10 +105,10 @@ def device_room(devices: Sequence[Any]) -> Room | None:
 
 
 def needed_by(compiled: jax.stages.Compiled, room: Room) -> int:
-    """Bytes that a compiled program takes of this room when it runs, as the compiler planned it.
+    """Bytes of this memory that a compiled program takes when it runs, according to the compiler's plan.
 
-    A donated argument and the result in its place are one. The plan is that of one device; in a shared room each of
-    this process's devices needs it.
+    A donated argument and the result in its place count once. The plan is for one device; if the devices of this
+    process share the memory, each of them needs as much.
     """
     plan = compiled.memory_analysis()
     if plan is None:  # the runtime has none
@@ -125,14 +125,14 @@ def expect_room(what: str, needed: int, room: Room | None, remedies: Sequence[st
     """Refuses what cannot fit.
 
     Args:
-      what: needs it: 'a training step on 256 images of 224 x 224'.
+      what: what needs the memory: 'a training step on 256 images of 224 x 224'.
       needed: bytes.
-      room: None is unknown, and refuses nothing.
-      remedies: what to do, the best first.
-      at_least: `needed` is a lower bound.
+      room: the memory; None means that it is unknown, and nothing is refused.
+      remedies: what the user can do, the best first.
+      at_least: whether `needed` is a lower bound.
 
     Raises:
-      EcaJaxError: says all of these, in a line.
+      EcaJaxError: it does not fit; the message contains all of these.
     """
     if room is not None and needed > room.bytes:
         bound = "at least " if at_least else ""
@@ -140,10 +140,10 @@ def expect_room(what: str, needed: int, room: Room | None, remedies: Sequence[st
 
 
 class Fitting:
-    """A jitted function that is compiled when it is first called with arguments of such shapes.
+    """A jitted function; its first call with arguments of new shapes compiles it and checks that it fits into memory.
 
     Raises:
-      EcaJaxError: in that call: the compiled program needs more memory than there is.
+      EcaJaxError: in that call, if the compiled program needs more memory than there is.
     """
 
     def __init__(self, function: jax.stages.Wrapped, what: str, remedies: Sequence[str]):
@@ -162,7 +162,7 @@ class Fitting:
 
 @contextlib.contextmanager
 def names_lack_of_memory(what: str, remedies: Sequence[str], devices: Sequence[Any]) -> Iterator[None]:
-    """Makes one line of it when the host or a device has no memory left for what is done inside."""
+    """Turns errors about a lack of memory, of the host or of a device, into one `EcaJaxError`."""
     try:
         yield
     except MemoryError as error:

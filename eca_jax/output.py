@@ -1,4 +1,4 @@
-"""stdout and stderr where nobody reads them any more (`| head -1`, a closed terminal) or a full disk takes no more."""
+"""Handles a stdout or stderr that nobody reads any more (`| head -1`, a closed terminal), or that is on a full disk."""
 
 import codecs
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 GONE = (errno.EPIPE, errno.EIO)
-"""The reader has left; the terminal has been closed."""
+"""The errors when the reader is gone and when the terminal was closed."""
 
 
 class OutputLost(Exception):
@@ -22,14 +22,14 @@ class OutputLost(Exception):
 
 
 class _Closed(io.TextIOBase):
-    """In place of a stream that the process was started without (`>&-`): Python has None there."""
+    """Stands for a stream that was closed when the process started (`>&-`), where Python has None."""
 
     def write(self, text: str) -> int:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 class _Stream:
-    """A text stream that answers its first failure by `lost(name, error)`, and writes nothing from then on."""
+    """A text stream that calls `lost(name, error)` when it fails for the first time, and then writes nothing more."""
 
     def __init__(self, stream: Any, name: str, lost: Callable[[str, OSError], None]):
         self._stream, self._name, self._lost = stream, name, lost
@@ -52,7 +52,7 @@ class _Stream:
             function(*args)
         except OSError as error:
             self._failed = True
-            with contextlib.suppress(OSError):  # what is buffered goes there too, also at the end of Python
+            with contextlib.suppress(OSError):  # discards what is buffered too, also when Python exits
                 nothing = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nothing, self._stream.fileno())
                 os.close(nothing)
@@ -69,11 +69,11 @@ def _go_on(name: str, error: OSError) -> None:
 
 
 def _go_on_silently(name: str, error: OSError) -> None:
-    """Of stderr: there is nowhere to say it, and the result of a command is on stdout."""
+    """For a lost stderr: it cannot be reported anywhere, and the result of a command is on stdout."""
 
 
 def _fill_closed_descriptors() -> None:
-    """Opens nothing in place of 0, 1 and 2 where they are closed: the next file would get what is printed there."""
+    """Opens /dev/null for 0, 1 and 2 if they are closed; else the next opened file would get what is printed there."""
     while (new := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(new)
@@ -81,20 +81,20 @@ def _fill_closed_descriptors() -> None:
 
 @contextlib.contextmanager
 def checked_output(*, needed: bool) -> Iterator[None]:
-    """Inside, every character can be printed, in any locale, and a stdout that fails ends what needs it.
+    """Inside the block, every character can be printed in any locale, and a failing stdout is handled.
 
-    A stream that is closed is one that fails. What is said on stderr besides is never needed.
+    A closed stream counts as a failing one. A failing stderr is always ignored.
 
     Args:
-      needed: a command's output is its result. Training goes on without it: metrics.jsonl has everything.
+      needed: whether stdout has the command's result. Training does not need it: metrics.jsonl has everything.
 
     Raises:
-      OutputLost: where it is needed.
+      OutputLost: stdout fails and is needed.
     """
     before = sys.stdout, sys.stderr
     if isinstance(sys.stdout, io.TextIOWrapper):
         ascii = codecs.lookup(sys.stdout.encoding).name == "ascii"  # the C locale's
-        # What a file name had that could not be read in this locale comes out as it was.
+        # Parts of file names that cannot be decoded in this locale are written as the bytes that they were.
         sys.stdout.reconfigure(encoding="utf-8" if ascii else None, errors="surrogateescape")
     _fill_closed_descriptors()
     sys.stdout = _Stream(before[0] or _Closed(), "stdout", _stop if needed else _go_on)

@@ -1,6 +1,6 @@
-"""Values to plain dicts, lists and numbers, for JSON, and back with their types; dataclasses that check their own.
+"""Converts values to plain dicts, lists and numbers, for JSON, and back; and dataclasses that check their types.
 
-Dataclasses by their fields; a class with `to_dict` and `from_dict` by those.
+A dataclass is converted by its fields; a class with `to_dict` and `from_dict` by these methods.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def to_plain(value: Any) -> Any:
-    """Dicts, lists, strings, numbers, booleans and None. NumPy's scalars and paths are turned into those."""
+    """Converts to dicts, lists, strings, numbers, booleans and None; also NumPy's scalars and paths."""
     return msgspec.to_builtins(value, enc_hook=_plain)
 
 
@@ -36,7 +36,7 @@ def _plain(value: Any) -> Any:
 
 
 def from_plain(values: Any, cls: type[T], what: str) -> T:
-    """The inverse of `to_plain`; `what` is the thing's name for the error.
+    """The inverse of `to_plain`; `what` names the values in an error.
 
     Raises:
       EcaJaxError: names the field that has the wrong type or value.
@@ -54,10 +54,10 @@ def _converted(values: Any, hint: Any) -> Any:
 class TypedFields:
     """Base of the configuration's dataclasses: they refuse values of wrong types when they are made.
 
-    The types come before the checks of the class's own (`__post_init__`), also of those of a subclass in a plugin. What
-    is accepted is what JSON would give back: a whole number for a float, a list for a tuple; NumPy's scalars and paths
-    become plain numbers and strings. `at` is the name of the configuration's part, before its fields' on the command
-    line: `class OptimConfig(TypedFields, at="optim")`.
+    The types are checked before the class's own `__post_init__`, also in a subclass from a plugin. A value that JSON
+    would give back is accepted: a whole number for a float, a list for a tuple. NumPy's scalars and paths become plain
+    numbers and strings. `at` is the prefix of the fields on the command line: `class OptimConfig(TypedFields,
+    at="optim")` has `--optim.lr`.
     """
 
     _at: ClassVar[str] = ""
@@ -84,7 +84,7 @@ def _after_types(own: Any) -> Any:
 
 
 def check_types(instance: Any, prefix: str) -> None:
-    """Makes the fields of a dataclass's instance, frozen or not, what their types say; `prefix` is 'optim.'.
+    """Converts the fields of a dataclass's instance, frozen or not, to their types; `prefix` is such as 'optim.'.
 
     Raises:
       EcaJaxError: names the field that has the wrong type.
@@ -98,16 +98,16 @@ def check_types(instance: Any, prefix: str) -> None:
 
 @functools.cache
 def field_types(cls: type) -> Mapping[str, Any]:
-    """The types of the values that a dataclass is made of, by name."""
+    """The types of a dataclass's fields, by name."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
 def of_type(name: str, value: Any, hint: Any) -> Any:
-    """The value as one of the type `hint`, a class or an annotation such as `tuple[int, ...] | None`.
+    """The value converted to the type `hint`, a class or an annotation such as `tuple[int, ...] | None`.
 
     Raises:
-      EcaJaxError: 'optim.lr: expected a number, got '0.1''; what `from_dict` of a class refuses stays as it says it.
+      EcaJaxError: 'optim.lr: expected a number, got '0.1''; an error of a class's `from_dict` is passed on unchanged.
     """
     if type(value) is hint:
         return value
@@ -127,7 +127,7 @@ WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or F
 
 
 def in_words(hint: Any) -> str:
-    """What values a type has: `tuple[str, float | None]` -> '(text, a number or None)'."""
+    """Describes the values of a type: `tuple[str, float | None]` -> '(text, a number or None)'."""
     inner = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(map(in_words, inner))

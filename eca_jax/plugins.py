@@ -1,14 +1,14 @@
-"""Tables of names that a package of the user's own can add to: attentions, models, data sources, tasks.
+"""Tables of attentions, models, data sources and tasks by name, to which other packages can add.
 
-A name that is not in a table is looked for among the entry points of the installed packages, and the module that an
-entry point names is then imported:
+If a name is not in a table, it is looked for among the entry points of the installed packages, and the module that the
+entry point names is imported:
 
     [project.entry-points."eca_jax.attentions"]
     my_gate = "my_package.gates"
 
-The module registers what it brings when it is imported. Without an entry point the user imports it, in Python or with
-`--plugin my_package.gates` on the command line. Nothing is imported because a run or a weight file says so: they name
-the plugins that they need, for the error message.
+When the module is imported, it registers its entries. Without an entry point, the user imports it, in Python or with
+`--plugin my_package.gates` on the command line. Runs and weight files name the plugins that they need, but only for the
+error message; nothing is imported because a file says so.
 """
 
 import contextlib
@@ -27,15 +27,16 @@ from eca_jax.errors import EcaJaxError, nearest
 T = TypeVar("T")
 
 _registered: set[str] = set()
-"""The plugins that have registered something."""
+"""The plugins that have registered something so far."""
 _loading: list[str] = []
 """The plugins that are being imported at this moment, the innermost last."""
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A table of names; `kind` is what its entries are ('attention'), and its entry points' group `eca_jax.<kind>s`.
+    """A table of entries by name, to which plugins can add.
 
-    `fault` says what is wrong with an entry that is to be registered under a name; None where nothing is.
+    `kind` says what the entries are ('attention'); the group of their entry points is `eca_jax.<kind>s`. `fault` says
+    what is wrong with an entry that is to be registered under a name, or returns None.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, T], fault: Callable[[str, T], str | None] | None = None):
@@ -49,7 +50,7 @@ class Registry(Mapping[str, T], Generic[T]):
         """Adds an entry under a new name.
 
         Raises:
-          EcaJaxError: the name is taken, by us or by another plugin, or the entry is not as it should be.
+          EcaJaxError: the name is taken, by this package or another plugin, or something is wrong with the entry.
         """
         plugin = _loading[-1] if _loading else _calling_module()
         if not isinstance(name, str) or not name:
@@ -64,11 +65,11 @@ class Registry(Mapping[str, T], Generic[T]):
         _registered.add(plugin)
 
     def plugin(self, name: str) -> str | None:
-        """What has to be imported to have this entry; None for our own."""
+        """The plugin that has to be imported for this entry; None if this package has it."""
         return self._plugins.get(name)
 
     def unknown(self, name: str) -> EcaJaxError:
-        """The error for a name that is not here, with the nearest that are."""
+        """The error for a name that is not in the table, with the most similar ones."""
         known = {*self._entries, *(point.name for point in self._entry_points())}
         return EcaJaxError(
             f"unknown {self.kind} {name!r}.{nearest(name, known)} (One of a package of your own: --plugin MODULE)"
@@ -95,7 +96,7 @@ def load_plugin(name: str) -> None:
     """Imports a plugin: a module's name ('my_package.gates'; the working directory counts), or the path of a .py file.
 
     Raises:
-      EcaJaxError: names the plugin and what its import said.
+      EcaJaxError: the import fails; the message names the plugin and the reason.
     """
     file = pathlib.Path(name).resolve() if name.endswith(".py") else None
     if file is not None and str(file) in sys.modules:
@@ -118,12 +119,11 @@ def load_plugin(name: str) -> None:
 
 
 FAULTS = (Exception, SystemExit)
-"""What can go wrong in a user's program: anything. One that calls `sys.exit` must not end the command as if all were
-done."""
+"""What a user's program may raise: anything. A `sys.exit` in it must not end the command as if it were complete."""
 
 
 def describe_fault(error: BaseException) -> str:
-    """What a user's program ended with, in one line."""
+    """The error of a user's program, in one line."""
     text = " ".join(str(error).split())
     if isinstance(error, SystemExit):
         return f"it ended the process (SystemExit: {text}) where it should only define things"
@@ -131,7 +131,7 @@ def describe_fault(error: BaseException) -> str:
 
 
 def run_file(path: pathlib.Path) -> ModuleType:
-    """Runs a Python file as a module that is called as its absolute path."""
+    """Runs a Python file as a module whose name is the file's absolute path."""
     name = str(path.resolve())
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -146,7 +146,7 @@ def run_file(path: pathlib.Path) -> ModuleType:
 
 
 def with_missing_plugins(error: EcaJaxError, plugins: Sequence[str]) -> EcaJaxError:
-    """The error that reading a run or weights met, or which of the plugins that they need are not loaded."""
+    """An error from reading a run or weights; if plugins that they need are not loaded, an error that names those."""
     missing = [plugin for plugin in plugins if plugin not in _registered]
     if not missing:
         return error
@@ -168,7 +168,7 @@ def _working_directory_on_path() -> Iterator[None]:
 
 
 def _calling_module() -> str:
-    """The module that called `register`, or the file where it is run as a program."""
+    """The name of the module that called `register`, or the path of the file if it runs as a program."""
     frame = sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == "eca_jax":
         frame = frame.f_back

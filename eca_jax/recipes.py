@@ -1,4 +1,4 @@
-"""Published training procedures on ImageNet, as configurations: a file in `configs/` is a call of one of these."""
+"""Published training procedures on ImageNet, as configurations; files in `configs/` call these functions."""
 
 import dataclasses
 
@@ -13,8 +13,8 @@ IMAGENET = DataConfig(name="imagenet2012", eval_split="validation")
 def paper(name: str) -> Config:
     """ECA-Net's own procedure (section 4.1 and the authors' repository): SGD, no warm-up, decay of every parameter.
 
-    The rate and the statistics group are those of the paper whatever the batch: the rate is given for the paper's batch
-    and grows with it; a group is what one of the authors' GPUs held.
+    With another batch size, the learning rate is scaled in proportion, and the statistics group stays the same: the
+    images that one of the authors' GPUs held.
     """
     if "mobilenet" in name:
         return Config(
@@ -40,10 +40,10 @@ def paper(name: str) -> Config:
 def strikes_back(procedure: str, name: str) -> Config:
     """A1, A2 or A3 of "ResNet strikes back" (Wightman, Touvron and Jegou 2021, arXiv 2110.00476, table 2).
 
-    LAMB, binary cross entropy on the labels of both mixed images, Mixup and CutMix, RandAugment; in A1 and A2 repeated
-    augmentation and stochastic depth. As timm's LAMB and its loss do by default in these runs, gradients are clipped
-    to norm 1, vectors are not decayed, and a label counts where its share is more than 0.2. The statistics group of the
-    original is what a GPU held; 128 here.
+    The procedures use LAMB, binary cross entropy on the labels of both mixed images, Mixup, CutMix and RandAugment; A1
+    and A2 also repeated augmentation and stochastic depth. As with timm's defaults in these runs, gradients are clipped
+    to norm 1, vectors are not decayed, and a label counts if its share is more than 0.2. The original's statistics
+    group was what a GPU held; here it is 128.
     """
     row = STRIKES_BACK[procedure]
     return Config(

@@ -1,4 +1,4 @@
-"""Processes, devices and who holds what: the only file that says PartitionSpec."""
+"""Processes, devices, and how arrays are split over them; the only file that uses PartitionSpec."""
 
 import contextlib
 import dataclasses
@@ -21,14 +21,14 @@ Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
 
 
 HEARTBEAT_SECONDS = 30
-"""After so long without a sign of life a process counts as dead, and JAX ends the others."""
+"""If a process gives no sign of life for so long, JAX takes it for dead and ends the others."""
 SECONDS_TO_SPEAK = 3
 SECONDS_TO_GATHER = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class ClusterConfig(TypedFields, at="cluster"):
-    """Several processes. Nothing has to be said where JAX detects the cluster (TPU pods, Slurm, Open MPI)."""
+    """Several processes. Leave this out if JAX detects the cluster by itself (TPU pods, Slurm, Open MPI)."""
 
     coordinator: str | None = None
     """host:port of process 0."""
@@ -50,13 +50,13 @@ class ClusterConfig(TypedFields, at="cluster"):
 
 
 def initialize_cluster(config: ClusterConfig) -> None:
-    """Joins the other processes where a cluster is asked for or detected. To be called before JAX touches a device.
+    """Joins the other processes, if a cluster is configured or detected. Call it before JAX uses a device.
 
-    Where it has touched one already, as in a notebook that trains twice, and no cluster is asked for, nothing is done:
-    in a cluster that JAX detects the first call has joined.
+    If JAX has used a device already (a notebook that trains twice) and no cluster is configured, nothing is done: in a
+    cluster that JAX detects, the first call has joined.
 
     Raises:
-      EcaJaxError: the others did not come in JAX's time (5 minutes), or JAX has touched a device.
+      EcaJaxError: the other processes did not come within JAX's limit (5 minutes), or JAX has used a device already.
     """
     if jax.distributed.is_initialized():
         return
@@ -76,7 +76,7 @@ def initialize_cluster(config: ClusterConfig) -> None:
 
 @contextlib.contextmanager
 def _says_that_it_waits(where: str) -> Iterator[None]:
-    """Says so on stderr, once, where what is done inside takes longer than a cluster needs to come together."""
+    """Prints one line on stderr if the block takes longer than a cluster usually needs to come together."""
     line = f"waiting for {where}; each has to be started"
     timer = threading.Timer(SECONDS_TO_GATHER, lambda: print(line, file=sys.stderr, flush=True))
     timer.daemon = True
@@ -88,10 +88,10 @@ def _says_that_it_waits(where: str) -> Iterator[None]:
 
 
 def start_devices() -> None:
-    """Starts JAX's backend, which else starts with whatever touches a device first.
+    """Starts JAX's backend, which would otherwise start with the first use of a device.
 
     Raises:
-      EcaJaxError: names the settings that say on what, and what JAX says of them.
+      EcaJaxError: it does not start; the message has JAX's reason and the environment variables that choose devices.
     """
     try:
         jax.devices()
@@ -103,10 +103,10 @@ def start_devices() -> None:
 
 @contextlib.contextmanager
 def names_lost_processes() -> Iterator[None]:
-    """Makes one line of the errors with which computations end that another process took part in.
+    """Turns the error of a computation with other processes into one line, which says that one of them has died.
 
-    Where a collective does not fail but waits (TPU, NCCL), JAX's heartbeat ends this process, with a message of its
-    own: "another task died".
+    On TPU and with NCCL, a collective does not fail but waits. There, JAX's heartbeat ends this process with its own
+    message, "another task died".
     """
     try:
         yield
@@ -122,9 +122,9 @@ def names_lost_processes() -> Iterator[None]:
 
 
 def leave_cluster(status: int) -> None:
-    """Ends a process of a cluster in which something failed, at once; returns where there is no cluster.
+    """Ends this process at once after a failure, if it is part of a cluster; otherwise returns.
 
-    At an ordinary exit JAX waits for the others, which may be waiting for this one.
+    At an ordinary exit, JAX waits for the other processes, and these may be waiting for this one.
     """
     if not jax.distributed.is_initialized():
         return
@@ -138,7 +138,7 @@ def leave_cluster(status: int) -> None:
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """The devices (all, of all processes) along one axis, `data`."""
+    """A mesh of the devices along one axis, `data`; None means all devices of all processes."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
@@ -160,15 +160,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def sharded(abstract: Any, sharding: NamedSharding) -> Any:
-    """Shapes and types (a tree of `jax.ShapeDtypeStruct`), with their place."""
+    """A tree of shapes and types (`jax.ShapeDtypeStruct`) with this sharding."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
 
 
 def state_shardings(mesh: Mesh, abstract_state, rules: Rules = ()):
-    """A sharding for every leaf: the first rule whose expression is found in the leaf's path, else replicated.
+    """A sharding for every leaf: that of the first rule whose expression matches the leaf's path, else replicated.
 
-    Paths read `params/layer1/0/conv1/kernel`; the optimiser's momentum of a parameter ends in the same path, so one
-    rule serves both.
+    A path looks like `params/layer1/0/conv1/kernel`. The path of a parameter's momentum has the same end, so one rule
+    matches both.
     """
     for pattern, _ in rules:
         try:

@@ -1,4 +1,4 @@
-"""The state of a training run and how it is built: shapes first, then every array where the mesh wants it."""
+"""The state of a training run. First its shapes and shardings are computed, then the arrays are created on the mesh."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from eca_jax.tasks.base import Sums, zero_sums
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a checkpoint holds: arrays only."""
+    """All arrays of a run; a checkpoint holds them."""
 
     step: jax.Array
     """int32: steps done."""
@@ -31,28 +31,28 @@ class TrainState:
     batch_stats: nnx.State
     opt_state: optax.OptState
     sums: Sums
-    """Of the steps since the last that `log_every` divides, skipped ones apart."""
+    """The totals for the next log row: of the steps since the last row, without the skipped ones."""
     skipped: jax.Array
-    """int32: the steps whose loss or gradient was not finite, which changed no weight."""
+    """int32: the number of skipped steps: their loss or gradient was not finite, so they changed no weight."""
     last_skipped: jax.Array
-    """int32: the last of them; -1 while there is none."""
+    """int32: the last skipped step; -1 if there is none."""
     average: tuple[nnx.State, nnx.State] | None = None
-    """Moving averages of parameters and batch statistics, where `optim.ema_decay` asks for them."""
+    """Moving averages of the parameters and batch statistics; None without `optim.ema_decay`."""
 
     @property
     def evaluated(self) -> tuple[nnx.State, nnx.State]:
-        """The parameters and batch statistics to evaluate and to keep."""
+        """The parameters and batch statistics for evaluation and conversion: the averages if there are any."""
         return self.average or (self.params, self.batch_stats)
 
     def with_weights(self, params: nnx.State, batch_stats: nnx.State) -> "TrainState":
-        """The same state with other weights, their average included."""
+        """The same state with other weights, also in place of the averages."""
         average = self.average and (params, batch_stats)
         return dataclasses.replace(self, params=params, batch_stats=batch_stats, average=average)
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The model without its arrays: two views of one set of weights."""
+    """The model without its arrays, in training and in evaluation mode."""
 
     train: nnx.GraphDef[Backbone]
     eval: nnx.GraphDef[Backbone]
@@ -60,7 +60,7 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class StatePlan:
-    """What a configuration becomes on a mesh: the state's shapes, types and places, and how a new one is made."""
+    """A configuration on a mesh: the shapes, types and shardings of the state, and the function that creates it."""
 
     network: Network
     schedule: Schedule
@@ -69,11 +69,11 @@ class StatePlan:
     """Shapes, types and shardings."""
     shardings: TrainState
     init: Callable[[], TrainState]
-    """Jitted: makes the state before the first step where it belongs."""
+    """Jitted: creates the state before the first step, with its shardings."""
 
 
 def plan_state(config: Config, mesh: Mesh, *, num_examples: int, num_classes: int) -> StatePlan:
-    """Nothing is computed yet."""
+    """Plans the state; no array is computed yet."""
     schedule = learning_rate(
         config.optim,
         num_examples=num_examples,
@@ -95,13 +95,13 @@ def plan_state(config: Config, mesh: Mesh, *, num_examples: int, num_classes: in
 
 
 def split(model: Any) -> tuple[nnx.GraphDef[Backbone], nnx.State, nnx.State]:
-    """A model -> its structure, parameters and batch statistics (plain arrays). Fails if it has any other variable."""
+    """Splits a model into structure, parameters and batch statistics (plain arrays); it may have no other variables."""
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graphdef, nnx.as_pure(params), nnx.as_pure(batch_stats)
 
 
 def abstract_network(config: Config, num_classes: int) -> Network:
-    """The structure of the model; nothing is computed and no memory is spent."""
+    """The structure of the model; no array is computed."""
     model = nnx.eval_shape(lambda: config.task.build_model(config.model, num_classes, nnx.Rngs(0)))
     model.train()
     factors = rate_factors(config.optim, split(model)[1])
@@ -114,7 +114,7 @@ def abstract_network(config: Config, num_classes: int) -> Network:
 
 
 def init_state(config: Config, num_classes: int, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step. Pure: `jax.jit(..., out_shardings=...)` makes it where it belongs."""
+    """The state before the first step. A pure function, so that `jax.jit` can create it with its shardings."""
     _, params, batch_stats = split(config.task.build_model(config.model, num_classes, nnx.Rngs(config.seed)))
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -1,8 +1,8 @@
 """Mixup and CutMix on the device: pure functions of a batch and a key.
 
-Each example is mixed with its neighbour (rows 2i and 2i + 1; a batch is in random order), so that a pair is on one
-device: nothing is communicated, and the result does not depend on how many devices there are. Every pair has a share
-and a kind of its own (timm's mode 'pair').
+Each example is mixed with its neighbour (rows 2i and 2i + 1; a batch is in random order). A pair is therefore on one
+device: nothing is communicated, and the result does not depend on the number of devices. Every pair has its own share
+and its own kind of mixing (timm's mode 'pair').
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from eca_jax.plain import TypedFields
 
 @dataclasses.dataclass(frozen=True)
 class MixConfig(TypedFields, at="mix"):
-    """Mixup and CutMix, on the device: each pair of neighbours in a batch is mixed with a share of its own."""
+    """Mixup and CutMix, on the device: each pair of neighbours in a batch is mixed with its own share."""
 
     mixup_alpha: float = 0.0
     """The share of the other image is drawn from Beta(alpha, alpha) (Zhang et al. 2018); 0 is no Mixup."""
@@ -50,8 +50,8 @@ def mix(image: jax.Array, target: jax.Array, key: jax.Array, config: MixConfig) 
 def boxes(centre: jax.Array, kept: jax.Array, h: int, w: int) -> jax.Array:
     """True inside one box for each pair: (p, h, w).
 
-    Sides are sqrt(1 - kept) of the image's, the centre is uniform over its pixels, and what reaches over the border is
-    cut off (Yun et al. 2019, equation 2). centre: (p, 2), uniform in [0, 1); kept: (p,).
+    The sides are sqrt(1 - kept) of the image's, the centre is uniform over its pixels, and a box is cut off at the
+    border (Yun et al. 2019, equation 2). centre: (p, 2), uniform in [0, 1); kept: (p,).
     """
 
     def inside(side: int, centre: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Training: step, program, loop; evaluation and prediction."""
+"""Training, evaluation and prediction."""
 
 from eca_jax.runs.run import load_run as load_run
 from eca_jax.training.evaluate import evaluate_run as evaluate_run

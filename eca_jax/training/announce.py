@@ -1,4 +1,4 @@
-"""What a run says of itself before its first row."""
+"""The lines that a run prints when it starts."""
 
 import jax
 
@@ -12,13 +12,13 @@ from eca_jax.training.warmup import describe_warmup
 def describe_start(
     config: Config, plan: StatePlan, description: dict, held_out: Source, *, step: int | None
 ) -> list[str]:
-    """Short lines: the model, the data, where it runs and how far, and where it is written.
+    """The lines: model, data, devices, number of steps, run directory.
 
     Args:
-      config, plan: of the run.
-      description: what its checkpoints say of it.
-      held_out: the examples that are evaluated.
-      step: that it continues from (0 where other weights were made into a run); None is a new run.
+      config, plan: those of the run.
+      description: what the run's checkpoints say about it (`describe_run`).
+      held_out: the examples for the evaluation.
+      step: the step from which the run continues (0 if it was made from other weights); None for a new run.
     """
     images, classes = description["num_examples"], len(description["class_names"])
     size = config.task.preprocess.train_size
@@ -37,7 +37,7 @@ def describe_start(
 
 
 def _devices(config: Config) -> str:
-    """How many of which kind, and what each of them gets."""
+    """Number and kind of the devices, and the share of a batch that each gets."""
     devices, processes, parts = jax.device_count(), jax.process_count(), config.optim.accumulate
     words = [f"{devices} x {jax.devices()[0].device_kind}{f' in {processes} processes' if processes > 1 else ''}"]
     words.append(f"batch {config.batch_size}{f' = {config.batch_size / devices:g} a device' if devices > 1 else ''}")

@@ -1,4 +1,4 @@
-"""Whether a step fits into memory: by arithmetic before anything is compiled, and by the compiler's plan after it."""
+"""Checks that a step fits into memory: by arithmetic before compiling, and with the compiler's plan after it."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ from eca_jax.tasks.base import Batch, Task
 
 
 def remedies(config: Config) -> list[str]:
-    """What makes a training step smaller, the cheapest first; without what the configuration does already."""
+    """What the user can do so that a step needs less memory, the cheapest first, except what is done already."""
     asked = {
         "a smaller --batch-size, or the same in parts: --optim.accumulate": True,
         "--model.dtype bfloat16": config.model.dtype != "bfloat16",
@@ -47,10 +47,10 @@ def describe_evaluation(task: Task, model: str, batch_size: int) -> str:
 
 
 def check_evaluation(task: Task, model: str, batches: NamedSharding, *, batch_size: int, threads: int) -> None:
-    """Refuses images (uint8) that the host cannot hold a batch of for each of the loader's threads.
+    """Refuses an evaluation if the host has no memory for one batch of uint8 images in each of the loader's threads.
 
     Raises:
-      EcaJaxError: says what is needed at least, what there is, and the remedies.
+      EcaJaxError: it does not fit; says how much is needed at least, how much there is, and what to do.
     """
     what = f"in {threads} threads, loading {describe_evaluation(task, model, batch_size)}"
     held = int(threads * _share(batches) * batch_size * 3 * task.preprocess.image_size**2)
@@ -58,15 +58,15 @@ def check_evaluation(task: Task, model: str, batches: NamedSharding, *, batch_si
 
 
 def _share(batches: NamedSharding) -> float:
-    """Of a global batch, this process's."""
+    """The share of a global batch that this process holds."""
     return len(batches.addressable_devices) / batches.num_devices
 
 
 def check_arithmetic(config: Config, plan: StatePlan, batches: NamedSharding, *, num_classes: int) -> None:
-    """Refuses sizes that are beyond the memory whatever the compiler does with them, before it is asked.
+    """Refuses, before compiling, a step that cannot fit whatever the compiler does.
 
     Raises:
-      EcaJaxError: says what is needed at least, what there is, and the remedies.
+      EcaJaxError: it does not fit; says how much is needed at least, how much there is, and what to do.
     """
     what, batch = describe_step(config), config.task.abstract_batch(config.batch_size, num_classes)
     threads = config.data.num_threads
@@ -81,9 +81,9 @@ def check_arithmetic(config: Config, plan: StatePlan, batches: NamedSharding, *,
 
 
 def least_bytes(config: Config, plan: StatePlan, batch: Batch, batches: NamedSharding) -> int:
-    """What a step cannot do without on one device: the state, its part of the batch (uint8), and the stages' outputs.
+    """The least memory of a step on one device: the state, its part of the batch (uint8), and the stages' outputs.
 
-    The backward pass needs those even where the inside of the blocks is computed again.
+    The backward pass needs these outputs even if the inside of the blocks is computed again (`rematerialise`).
     """
     placed = sharded(batch, batches)
     parts = batches.num_devices * config.optim.accumulate
@@ -91,7 +91,7 @@ def least_bytes(config: Config, plan: StatePlan, batch: Batch, batches: NamedSha
 
 
 def _bytes(abstract: Any) -> int:
-    """Of shapes and types; where they have a place, of one device's part."""
+    """The bytes of arrays with these shapes and types; with shardings, of the part on one device."""
 
     def size(leaf: Any) -> int:
         shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
@@ -101,7 +101,7 @@ def _bytes(abstract: Any) -> int:
 
 
 def stage_bytes(plan: StatePlan, batch: Batch, dtype: str) -> int:
-    """Bytes of the outputs of all stages for a batch; 0 of a network that does not say which stages it has."""
+    """Bytes of the outputs of all stages for a batch; 0 for a network without `feature_info`."""
     model: Any = nnx.merge(plan.network.eval, plan.abstract_state.params, plan.abstract_state.batch_stats)
     examples, height, width, _ = batch["image"].shape
     pixels = [
@@ -115,7 +115,7 @@ def check_plan(config: Config, compiled: jax.stages.Compiled) -> None:
     """Refuses a compiled training step that needs more memory than there is.
 
     Raises:
-      EcaJaxError: says what is needed, what there is, and the remedies.
+      EcaJaxError: it does not fit; says how much is needed, how much there is, and what to do.
     """
     room = device_room(jax.local_devices())
     if room is not None:
@@ -123,10 +123,10 @@ def check_plan(config: Config, compiled: jax.stages.Compiled) -> None:
 
 
 def names_lack_in_training(config: Config) -> contextlib.AbstractContextManager[None]:
-    """Makes one line of it when memory runs out in training all the same."""
+    """Turns a lack of memory during training into one `EcaJaxError`."""
     return names_lack_of_memory(describe_step(config), remedies(config), jax.local_devices())
 
 
 def names_lack_in_evaluation(task: Task, model: str, batch_size: int) -> contextlib.AbstractContextManager[None]:
-    """Makes one line of it when memory runs out in an evaluation all the same."""
+    """Turns a lack of memory during an evaluation into one `EcaJaxError`."""
     return names_lack_of_memory(describe_evaluation(task, model, batch_size), EVALUATION_REMEDIES, jax.local_devices())

@@ -1,4 +1,4 @@
-"""What is due after a step: a log row, an evaluation, a checkpoint."""
+"""Which of log row, evaluation and checkpoint come after a step."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class Due(NamedTuple):
 
 
 def due(config: Config, step: int, *, total: int, examples: int) -> Due:
-    """A function of the configuration and the step alone, so that a run which goes on does what one does at once."""
+    """What is to be done after a step; depends only on configuration and step, so it is the same in a continued run."""
     before, after = (epochs_ended(s, examples, config.batch_size) for s in (step - 1, step))
 
     def every(epochs: int) -> bool:

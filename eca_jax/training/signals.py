@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from eca_jax.interrupts import MayLeave, listening, tell
 
 SECONDS_TO_END = 1
-"""What the main thread gets to end by itself where there is nothing to save."""
+"""The time that the main thread has to end by itself if there is nothing to save."""
 
 
 class Stopped(Exception):
@@ -21,19 +21,20 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Notices SIGTERM (a preemption), SIGHUP (a closed terminal) and Ctrl-C while it is entered.
+    """A context manager that notices SIGTERM (a preemption), SIGHUP (a closed terminal) and Ctrl-C.
 
-    The run saves and ends at the next point where it asks (`requested`). In a command a second Ctrl-C leaves at once,
-    but for a checkpoint that is being written; so does any signal before the first step, when there is nothing to save.
-    In a program that calls `train` the second Ctrl-C is that program's own.
+    The run asks at certain points whether a signal has come (`requested`); then it saves and ends. In a command, a
+    second Ctrl-C ends the process at once, but still waits for a checkpoint that is being written. Before the first
+    step there is nothing to save, and any signal ends the process at once. If a program calls `train`, the second
+    Ctrl-C goes to that program.
 
-    In a cluster JAX's own preemption service listens for SIGTERM, and all processes agree on the step.
+    In a cluster, JAX's preemption service listens for SIGTERM, and all processes stop at the same step.
     """
 
     def __init__(self):
         self.received: int | None = None
         self.waits_for: str | None = None
-        """What has to end before the run can stop and be saved; None where leaving at once loses nothing."""
+        """What has to end before the run can save and stop; None if nothing would be lost by ending at once."""
         self.saving: Callable[[], bool] = lambda: False
         """Whether a checkpoint is being written."""
         self._interrupts = 0
@@ -62,7 +63,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
-        """Names what has to end before the run can stop, where leaving at once would lose something."""
+        """Sets `waits_for` inside the block, if ending at once would lose something."""
         before = self.waits_for
         self.waits_for = before and what
         try:
@@ -71,14 +72,14 @@ class StopSignal:
             self.waits_for = before
 
     def _receive(self, number: int, _) -> None:
-        """The handler: Python calls it in the main thread, when it can."""
+        """The signal handler, which Python calls in the main thread as soon as it can."""
         self.received = number
         if number == signal.SIGINT and not self._in_command:
             signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
             print("stopping after this step; Ctrl-C once more stops at once", file=sys.stderr)
 
     def _hear(self, number: int) -> MayLeave:
-        """The listener of the command's thread, which hears of a signal at once."""
+        """The listener for the command's thread, which is called at once."""
         self.received = number
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
@@ -106,7 +107,7 @@ class StopSignal:
         return may_leave
 
     def requested(self) -> bool:
-        """Whether to stop now. All processes of a cluster ask at the same points and get the same answers."""
+        """Whether to stop now. All processes of a cluster call it at the same points and get the same answers."""
         self._asked += 1
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._asked):
             self.received = signal.SIGTERM

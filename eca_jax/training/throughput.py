@@ -1,4 +1,4 @@
-"""How many images a second a configuration's data path gives on this machine, and how many a step takes."""
+"""Measures how many images a second a configuration's data path delivers on this machine."""
 
 import dataclasses
 import os
@@ -19,9 +19,9 @@ class Throughput:
     images: int
     seconds: float
     cpu_seconds: float
-    """Of all threads, in the kernel too."""
+    """CPU time of all threads, in user code and in the kernel."""
     cores: int
-    """That this process may use."""
+    """The number of cores that this process may use."""
 
     @property
     def per_second(self) -> float:
@@ -29,7 +29,7 @@ class Throughput:
 
     @property
     def per_core(self) -> float:
-        """Images a second that a core gives when it does nothing else; other load on the machine hardly changes it."""
+        """Images per second of CPU time; other load on the machine hardly changes it."""
         return self.images / self.cpu_seconds
 
     def describe(self) -> str:
@@ -40,7 +40,7 @@ class Throughput:
         )
 
     def describe_need(self, name: str, chips: int, per_second: float) -> str:
-        """A line: how many cores like these keep up with a step that takes `per_second` images on all chips."""
+        """A line: how many cores like these are needed for a step that takes `per_second` images on all chips."""
         return (
             f"{name}: the step takes at most {per_second:,.0f} images/s, {per_second / chips:,.0f} a chip (its "
             f"roofline), for which the input needs {per_second / chips / self.per_core:.1f} such cores a chip, "
@@ -49,10 +49,10 @@ class Throughput:
 
 
 def measure_throughput(config: Config, seconds: float) -> Throughput:
-    """Loads training batches as `train.py` does, and throws them away, for at least so many seconds.
+    """Loads training batches as `train.py` does, and drops them, for at least so many seconds.
 
     Raises:
-      EcaJaxError: the data set is not there, or records of it cannot be read.
+      EcaJaxError: the data set is missing, or some of its records cannot be read.
     """
     source = open_source(config.data.name, config.data.train_split, config.data.data_dir, config.data.keys)
     sharding = batch_sharding(make_mesh(), config.batch_size)

@@ -1,8 +1,8 @@
-"""The warm-up of a run: shortened where the run is too short for it, and then kept for good.
+"""The learning rate's warm-up: it is shortened if the run is too short for it, and then stays as it is.
 
-The checkpoints of a run that was shortened have the warm-up that it has in their configuration (as config.json does),
-and beside it the one that was asked for. Whoever asks for that again continues the run with the one that it has: also
-with more epochs, among which the one asked for would find room, since the steps that are done were done with it.
+If a warm-up was shortened, the checkpoints (and config.json) contain the shortened one in their configuration, and
+beside it the one that the user asked for. When the user gives the same command again, the run continues with the
+shortened one. This is so even with more epochs, because the first steps were done with it.
 """
 
 import dataclasses
@@ -11,11 +11,11 @@ from eca_jax.config import Config, from_dict, to_dict
 from eca_jax.optim import fitting_warmup, total_steps, warmup_steps
 
 ASKED = "warmup_asked"
-"""What a checkpoint calls the `optim.warmup_epochs` that was asked for, where the run has another."""
+"""The key in a checkpoint for the `optim.warmup_epochs` that the user asked for, if the run has another value."""
 
 
 def fit_warmup(config: Config, num_examples: int) -> tuple[Config, dict[str, float]]:
-    """With a warm-up that fits the run, and what a checkpoint says besides of it: nothing where it fits as it is."""
+    """(the configuration with a warm-up that fits into the run, what the checkpoint notes if it was shortened)."""
     optim = fitting_warmup(
         config.optim,
         num_examples=num_examples,
@@ -27,14 +27,14 @@ def fit_warmup(config: Config, num_examples: int) -> tuple[Config, dict[str, flo
 
 
 def keep_warmup(config: Config, description: dict, saved: dict) -> tuple[Config, dict]:
-    """A configuration and what its checkpoints say (`describe_run`), with the warm-up of a run that it continues.
+    """The configuration and its description (`describe_run`), with the warm-up of the run that is continued.
 
-    Where another warm-up is asked for than the run has or was asked for, both stay as they are: then it is up to
-    `check_continues` to refuse them.
+    If the user asks for a warm-up that the run neither has nor was asked for before, nothing is changed here, and
+    `check_continues` refuses it.
 
     Args:
-      config, description: of today, after `fit_warmup`.
-      saved: what a checkpoint of the run says.
+      config, description: those of this call, after `fit_warmup`.
+      saved: the description in a checkpoint of the run.
     """
     has = from_dict(saved["config"]).optim.warmup_epochs
     asked = saved.get(ASKED, has)
