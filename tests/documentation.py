@@ -64,7 +64,6 @@ PACKAGES = {
     "TensorFlow": "tensorflow",
     "Hugging Face datasets": "datasets",
     "Weights & Biases": "wandb",
-    "libtpu": "libtpu",
 }
 """What a block may need beside the dependencies of this package -> the module. Where that is installed, it runs."""
 OUTPUT = ("", "text")
