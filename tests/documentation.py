@@ -66,7 +66,7 @@ PACKAGES = {
     "Weights & Biases": "wandb",
 }
 """What a block may need beside the dependencies of this package -> the module. Where that is installed, it runs."""
-OUTPUT = ("", "text")
+OUTPUT = ("", "text", "bibtex")
 PROGRAMS = (
     "bash",
     "cat",
