@@ -69,7 +69,7 @@ def write_run(
     plan = _plan_on_one_device(config, description["num_examples"], len(description["class_names"]))
     state = plan.init()
     _, params, batch_stats = split(model)
-    opt_state = optax.tree_utils.tree_set(state.opt_state, count=jnp.asarray(step, jnp.int32))
+    opt_state = optax.tree_utils.tree_set(state.opt_state, _of_the_schedule, count=jnp.asarray(step, jnp.int32))
     if momentum is not None:
         opt_state = optax.tree_utils.tree_set(opt_state, trace=momentum)
     state = dataclasses.replace(
@@ -83,6 +83,14 @@ def write_run(
         checkpoints.save(step, state, description, None)
         checkpoints.wait()
         return checkpoints.path(step)
+
+
+def _of_the_schedule(path: tuple, _: object) -> bool:
+    """Whether a leaf of the optimiser's state is of the schedule, which counts the steps of the run.
+
+    The averages of adamw and lamb start anew, and what they count is how many gradients they are of.
+    """
+    return getattr(path[-1], "tuple_name", None) == "ScaleByScheduleState"
 
 
 def describe_run(config: Config, source: Source) -> dict:

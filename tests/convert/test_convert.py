@@ -5,12 +5,13 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 import eca_jax
 from eca_jax import cli
-from eca_jax.config import Config, DataConfig, ModelConfig
+from eca_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from eca_jax.convert.convert import _write_run, convert
 from eca_jax.convert.files import write_safetensors
 from eca_jax.convert.leaves import leaves
@@ -21,6 +22,9 @@ from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.config import build_model
 from eca_jax.nn import AttentionConfig
+from eca_jax.runs.directory import open_run
+from eca_jax.runs.state import plan_state
+from eca_jax.sharding import make_mesh
 from tests.damage import refusal
 from tests.tiny import brought_from_outside, register
 
@@ -235,6 +239,32 @@ def test_a_run_that_would_be_shorter_than_what_its_weights_had_is_refused(tmp_pa
     message = refusal(_write_run, Loaded(model, NATIVE, epoch=epoch), tmp_path / "run", config)
     assert message == f"the weights are of epoch {epoch}, --config says epochs=3: give a longer run"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["lamb"])
+def test_averages_start_anew_in_a_run_of_weights_from_elsewhere(tmp_path, data_dir, name):
+    """The schedule goes on at the run's step; averages of no gradient are not corrected as those of many."""
+    with brought_from_outside():
+        register()
+        config = Config(
+            model=ModelConfig("tiny"),
+            data=DataConfig(name="digits", train_split="train[:640]"),
+            optim=OptimConfig(name),
+            batch_size=64,
+            epochs=3,
+        )
+        model = build_model(config.model, 10, nnx.Rngs(0))
+        said = _write_run(Loaded(model, NATIVE, epoch=2), tmp_path / "run", config)
+        assert said.startswith(" (step 20, without momentum: ")
+        plan = plan_state(config, make_mesh(jax.devices()[:1]), num_examples=640, num_classes=10)
+        with open_run(tmp_path / "run") as checkpoints:
+            state = checkpoints.read_state(20, plan.abstract_state)
+        assert load(tmp_path / "run").momentum is None
+    counts = optax.tree_utils.tree_get_all_with_path(state.opt_state, "count")
+    assert {path[-1].tuple_name: int(count) for path, count in counts} == {
+        "ScaleByAdamState": 0,
+        "ScaleByScheduleState": 20,
+    }
 
 
 def test_the_state_of_the_training_is_loaded_too(run):
