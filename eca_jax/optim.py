@@ -54,10 +54,13 @@ class OptimConfig(TypedFields, at="optim"):
     max_skipped: int = 10
     """A step whose loss or gradient is not finite changes no weight and is counted; one more than this ends the run."""
     schedule: str = "step"
-    """'step' (times drop_factor at drop_epochs), 'cosine' (to 0), 'exponential' (times decay_per_epoch), 'constant'."""
+    """'step' (times drop_factor at drop_epochs), 'cosine' (to min_lr), 'exponential' (times decay_per_epoch), 'constant'."""
     drop_epochs: tuple[int, ...] = (30, 60, 90)
     drop_factor: float = 0.1
     decay_per_epoch: float = 0.98
+    min_lr: float = 0.0
+    """Of the schedule 'cosine': the rate at its end, in the same unit as `lr` (PyTorch's eta_min, timm's min_lr).
+    `lr_batch_size` and `lr_scales` scale it together with `lr`, so that the curve keeps its form."""
     warmup_epochs: float = 0.0
     """The rate grows linearly from 0 over so many epochs; in a run that is shorter, over a tenth of its steps."""
 
@@ -71,6 +74,10 @@ class OptimConfig(TypedFields, at="optim"):
                 expect_positive(f"optim.{name}", getattr(self, name))
         expect_share("optim.momentum", self.momentum)
         expect_share("optim.ema_decay", self.ema_decay or 0.0)
+        if not 0 <= self.min_lr <= self.lr:
+            raise EcaJaxError(f"optim.min_lr: expected 0 <= min_lr <= optim.lr, which is {self.lr}, got {self.min_lr}")
+        if self.min_lr and self.schedule != "cosine":
+            raise EcaJaxError(f"optim.min_lr: is of optim.schedule cosine, which is {self.schedule}")
         for pattern, factor in self.lr_scales:
             if not 0 <= factor < math.inf:
                 raise EcaJaxError(f"optim.lr_scales: expected a factor of 0 or more for {pattern!r}, got {factor}")
@@ -152,7 +159,7 @@ def learning_rate(config: OptimConfig, *, num_examples: int, batch_size: int, to
             raise EcaJaxError(f"optim.schedule: exponential is for at most {MAX_DECAYS} epochs, got {epochs}")
         return decay(config.decay_per_epoch, range(1, epochs + 1))
 
-    cosine = optax.cosine_decay_schedule(peak, max(total_steps - warmup, 1))
+    cosine = optax.cosine_decay_schedule(peak, max(total_steps - warmup, 1), alpha=config.min_lr / config.lr)
     schedules: dict[str, Callable[[], Schedule]] = {
         "constant": lambda: lambda step: peak,
         "step": lambda: decay(config.drop_factor, config.drop_epochs),

@@ -95,6 +95,16 @@ def test_the_rate_follows_the_batch_where_it_is_said_for_how_many():
     assert rates(OptimConfig(lr=0.1, schedule="constant"), [0], n=8192, batch=1024, epochs=1) == pytest.approx([0.1])
 
 
+def test_the_cosine_ends_at_its_floor_and_both_follow_the_batch():
+    config = OptimConfig(lr=0.1, min_lr=0.01, lr_batch_size=256, schedule="cosine", warmup_epochs=1)
+    at = [0, 8, 48, 88, 10**6]  # a warm-up of 8 steps and a cosine of 80
+    expected = np.array([0.1 / 8, 0.1, 0.055, 0.01, 0.01])
+    assert rates(config, at, n=2048, batch=256, epochs=11) == pytest.approx(expected, rel=1e-6)
+    assert rates(config, at, n=8192, batch=1024, epochs=11) == pytest.approx(4 * expected, rel=1e-6)
+    none = dataclasses.replace(config, min_lr=0.0)
+    assert rates(none, at[1:4], n=2048, batch=256, epochs=11) == pytest.approx([0.1, 0.05, 0.0], abs=1e-8)
+
+
 def steps(config: OptimConfig, params: dict, grads: list[dict], rate: float) -> dict:
     optimizer = make_optimizer(config, lambda step: rate)
     state = optimizer.init(params)

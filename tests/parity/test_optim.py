@@ -1,4 +1,4 @@
-"""LAMB and the losses of timm's recipes against timm's own, in float64."""
+"""Optimisers, schedules and losses against PyTorch's and timm's own, in float64."""
 
 import dataclasses
 
@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from eca_jax.optim import OptimConfig, make_optimizer
+from eca_jax.optim import OptimConfig, learning_rate, make_optimizer
 from eca_jax.tasks import Classification
 
 torch = pytest.importorskip("torch")
 timm_optim = pytest.importorskip("timm.optim")
+timm_scheduler = pytest.importorskip("timm.scheduler")
 timm_loss = pytest.importorskip("timm.loss")
 timm_mixup = pytest.importorskip("timm.data.mixup")
 pytestmark = pytest.mark.parity
@@ -38,6 +39,31 @@ def test_lamb_is_timm_s(rng):
             values = optax.apply_updates(values, updates)
             for name, p in theirs.items():
                 np.testing.assert_allclose(values[name], p.detach().numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_the_cosine_s_floor_is_pytorch_s_and_timm_s(warmup):
+    """PyTorch's eta_min and timm's lr_min; the warm-up, which grows from 0, is before the cosine in all three."""
+    total, lr, floor = 40, 0.1, 0.02
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total - warmup, eta_min=floor)
+    timm_s = timm_scheduler.CosineLRScheduler(
+        torch.optim.SGD([torch.zeros(1)], lr=lr),
+        t_initial=total - warmup,
+        lr_min=floor,
+        warmup_t=warmup,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+    config = OptimConfig(lr=lr, min_lr=floor, schedule="cosine", warmup_epochs=warmup)
+    with jax.enable_x64(True):
+        rate = learning_rate(config, num_examples=32, batch_size=32, total_steps=total)
+        for step in range(warmup, total):
+            timm_s.step_update(step)
+            np.testing.assert_allclose(rate(step), cosine.get_last_lr()[0], rtol=1e-12)
+            np.testing.assert_allclose(rate(step), timm_s.optimizer.param_groups[0]["lr"], rtol=1e-12)
+            optimizer.step()
+            cosine.step()
 
 
 @pytest.mark.parametrize("threshold", [None, 0.2])
