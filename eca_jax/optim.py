@@ -15,7 +15,7 @@ from eca_jax.errors import EcaJaxError, expect_one_of, expect_positive, expect_s
 from eca_jax.plain import TypedFields
 
 SCHEDULES = ("step", "cosine", "exponential", "constant")
-OPTIMIZERS = ("sgd", "lars", "lamb")
+OPTIMIZERS = ("sgd", "adamw", "lars", "lamb")
 Schedule = Callable[[Any], Any]
 """step (from 0) -> learning rate."""
 TRUST_COEFFICIENT = 0.001
@@ -31,7 +31,8 @@ class OptimConfig(TypedFields, at="optim"):
     """By default the paper's SGD: not Nesterov's; weight decay is added to the gradient of every parameter."""
 
     name: str = "sgd"
-    """'sgd', 'lars' (You et al. 2017), or 'lamb' (You et al. 2020; betas 0.9 and 0.999, epsilon 1e-6)."""
+    """'sgd', 'adamw' (Loshchilov and Hutter 2019; epsilon 1e-8), 'lars' (You et al. 2017), or 'lamb' (You et al. 2020;
+    epsilon 1e-6)."""
     lr: float = 0.1
     """Peak learning rate."""
     lr_batch_size: int | None = None
@@ -42,6 +43,8 @@ class OptimConfig(TypedFields, at="optim"):
     """
     momentum: float = 0.9
     """Of sgd and lars."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of adamw and lamb: the decays of the averages of gradients and of their squares."""
     weight_decay: float = 1e-4
     decay_vectors: bool = True
     """Also decay the parameters of norms and biases (and let lars and lamb adapt their rates), as the paper does."""
@@ -74,6 +77,8 @@ class OptimConfig(TypedFields, at="optim"):
                 expect_positive(f"optim.{name}", getattr(self, name))
         expect_share("optim.momentum", self.momentum)
         expect_share("optim.ema_decay", self.ema_decay or 0.0)
+        for beta in self.betas:
+            expect_share("optim.betas", beta)
         if not 0 <= self.min_lr <= self.lr:
             raise EcaJaxError(f"optim.min_lr: expected 0 <= min_lr <= optim.lr, which is {self.lr}, got {self.min_lr}")
         if self.min_lr and self.schedule != "cosine":
@@ -173,9 +178,10 @@ def learning_rate(config: OptimConfig, *, num_examples: int, batch_size: int, to
 def make_optimizer(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
     """Clipping, the optimiser, and the factors of `lr_scales`.
 
-    sgd:  g += decay * p; v = momentum * v + g; p -= rate * v: PyTorch's.
-    lars: g += decay * p; v = momentum * v + rate * coefficient * |p| / |g| * g; p -= v.
-    lamb: u = Adam's direction + decay * p; p -= rate * |p| / |u| * u: timm's, which clips to norm 1 by default.
+    sgd:   g += decay * p; v = momentum * v + g; p -= rate * v: PyTorch's.
+    adamw: u = Adam's direction + decay * p; p -= rate * u: PyTorch's.
+    lars:  g += decay * p; v = momentum * v + rate * coefficient * |p| / |g| * g; p -= v.
+    lamb:  u = Adam's direction + decay * p; p -= rate * |p| / |u| * u: timm's, which clips to norm 1 by default.
     """
 
     def decayed(params) -> Any:
@@ -189,8 +195,9 @@ def make_optimizer(config: OptimConfig, schedule: Schedule) -> optax.GradientTra
 
     chains = {
         "sgd": (decay, optax.trace(config.momentum), rate),
+        "adamw": (optax.scale_by_adam(*config.betas, eps=1e-8), decay, rate),
         "lars": (decay, trust_ratio(TRUST_COEFFICIENT), rate, optax.trace(config.momentum)),
-        "lamb": (optax.scale_by_adam(0.9, 0.999, eps=1e-6), decay, trust_ratio(1.0), rate),
+        "lamb": (optax.scale_by_adam(*config.betas, eps=1e-6), decay, trust_ratio(1.0), rate),
     }
     clip = (optax.clip_by_global_norm(config.clip_norm),) if config.clip_norm is not None else ()
     scale = (_scale_by_factors(config),) if config.lr_scales else ()

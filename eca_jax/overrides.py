@@ -107,7 +107,7 @@ def _refused(exit_: SystemExit, box: str, args: Sequence[str]) -> EcaJaxError:
 
 
 FORMS = {"INT": "a whole number", "FLOAT": "a number", "[INT [INT ...]]": "whole numbers"}
-FORMS |= {"FLOAT FLOAT FLOAT": "three numbers"}
+FORMS |= {"FLOAT FLOAT": "two numbers", "FLOAT FLOAT FLOAT": "three numbers", "[FLOAT [FLOAT ...]]": "numbers"}
 FORMS |= {f"{{None}}|{form}": f"{meaning} or None" for form, meaning in FORMS.items()}
 """What tyro calls the form of a value -> in words; others stay as they are ([STR FLOAT [STR FLOAT ...]])."""
 

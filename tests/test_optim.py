@@ -135,6 +135,22 @@ def test_lars_by_hand(rng):
         np.testing.assert_allclose(found["bn"]["scale"], scale, rtol=1e-12)
 
 
+def test_adamw_by_hand(rng):
+    """The decay is the rate's share of the parameter, whatever the gradient; vectors have none."""
+    with jax.enable_x64(True):
+        params, grads = tree(rng), [tree(rng) for _ in range(3)]
+        config = OptimConfig("adamw", weight_decay=0.1, decay_vectors=False, betas=(0.5, 0.75))
+        found = steps(config, params, grads, rate=0.01)
+        for layer, name, decay in (("conv", "kernel", 0.1), ("bn", "scale", 0.0)):
+            p, m, v = params[layer][name], 0, 0
+            for t, grad in enumerate(grads, 1):
+                m = 0.5 * m + 0.5 * grad[layer][name]
+                v = 0.75 * v + 0.25 * grad[layer][name] ** 2
+                direction = m / (1 - 0.5**t) / (np.sqrt(v / (1 - 0.75**t)) + 1e-8)
+                p = p * (1 - 0.01 * decay) - 0.01 * direction
+            np.testing.assert_allclose(found[layer][name], p, rtol=1e-12)
+
+
 def test_gradients_are_clipped_by_their_global_norm(rng):
     with jax.enable_x64(True):
         params, grad = tree(rng), tree(rng)

@@ -241,7 +241,7 @@ def test_a_run_that_would_be_shorter_than_what_its_weights_had_is_refused(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["lamb"])
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
 def test_averages_start_anew_in_a_run_of_weights_from_elsewhere(tmp_path, data_dir, name):
     """The schedule goes on at the run's step; averages of no gradient are not corrected as those of many."""
     with brought_from_outside():

@@ -41,6 +41,43 @@ def test_lamb_is_timm_s(rng):
                 np.testing.assert_allclose(values[name], p.detach().numpy(), rtol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{}, {"betas": (0.8, 0.95), "lr_scales": (("kernel", 0.5), ("*", 1.0))}])
+def test_adamw_is_pytorch_s(rng, options):
+    """30 steps of a cosine with a floor: each group has its rate, which scales its decay; vectors are not decayed.
+
+    Gradients of very different sizes, so that the small ones feel epsilon."""
+    shapes = {"kernel": (3, 3, 2, 4), "scale": (4,)}
+    values = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    theirs = {name: torch.tensor(value, requires_grad=True) for name, value in values.items()}
+    factors = dict(options.get("lr_scales", ()))
+    groups = [
+        {"params": [theirs["kernel"]], "weight_decay": 0.05, "lr": 1e-2 * factors.get("kernel", 1.0)},
+        {"params": [theirs["scale"]], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=1e-2, betas=options.get("betas", (0.9, 0.999)))
+    share = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), 30, eta_min=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: share.get_last_lr()[0])
+    with jax.enable_x64(True):
+        config = OptimConfig(
+            "adamw", lr=1e-2, min_lr=1e-3, schedule="cosine", weight_decay=0.05, decay_vectors=False, **options
+        )
+        rate = learning_rate(config, num_examples=320, batch_size=32, total_steps=30)
+        optimizer = make_optimizer(config, rate)
+        state = optimizer.init(values)
+        for _ in range(30):
+            gradient = {name: rng.normal(size=shape) * 10 ** rng.uniform(-9, 0) for name, shape in shapes.items()}
+            for name, p in theirs.items():
+                p.grad = torch.tensor(gradient[name])
+            adamw.step()
+            share.optimizer.step()
+            share.step()
+            scheduler.step()
+            updates, state = optimizer.update(gradient, state, values)
+            values = optax.apply_updates(values, updates)
+            for name, p in theirs.items():
+                np.testing.assert_allclose(values[name], p.detach().numpy(), rtol=1e-10)
+
+
 @pytest.mark.parametrize("warmup", [0, 5])
 def test_the_cosine_s_floor_is_pytorch_s_and_timm_s(warmup):
     """PyTorch's eta_min and timm's lr_min; the warm-up, which grows from 0, is before the cosine in all three."""
