@@ -57,7 +57,8 @@ class OptimConfig(TypedFields, at="optim"):
     max_skipped: int = 10
     """A step whose loss or gradient is not finite changes no weight and is counted; one more than this ends the run."""
     schedule: str = "step"
-    """'step' (times drop_factor at drop_epochs), 'cosine' (to min_lr), 'exponential' (times decay_per_epoch), 'constant'."""
+    """'step' (times drop_factor at drop_epochs), 'cosine' (to min_lr), 'exponential' (times decay_per_epoch), or
+    'constant'."""
     drop_epochs: tuple[int, ...] = (30, 60, 90)
     drop_factor: float = 0.1
     decay_per_epoch: float = 0.98
