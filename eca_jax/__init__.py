@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from eca_jax.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from eca_jax.convert.convert import save as save
     from eca_jax.convert.pretrained import create_model as create_model, load_pretrained as load_pretrained
     from eca_jax.models import list_models as list_models
 
@@ -13,6 +14,7 @@ _HOMES = {
     "create_model": "eca_jax.convert.pretrained",
     "list_models": "eca_jax.models",
     "load_pretrained": "eca_jax.convert.pretrained",
+    "save": "eca_jax.convert.convert",
 }
 __all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -1,4 +1,4 @@
-"""`eca-jax convert`: one file or run into another."""
+"""`eca-jax convert`, one file or run into another, and `eca_jax.save`, which writes a model in memory likewise."""
 
 import dataclasses
 import os
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from eca_jax.config import Config
 from eca_jax.convert.files import (
@@ -17,18 +18,30 @@ from eca_jax.convert.files import (
     write_safetensors,
     write_torch,
 )
+from eca_jax.convert.leaves import leaves
 from eca_jax.convert.pretrained import Loaded, describe, load, own_metadata
-from eca_jax.convert.state_dict import NATIVE, momentum_to_state_dict, parameter_order, to_state_dict
+from eca_jax.convert.state_dict import (
+    NATIVE,
+    ShapesOnly,
+    build_architecture,
+    momentum_to_state_dict,
+    parameter_order,
+    to_state_dict,
+)
 from eca_jax.convert.tables import TABLES
 from eca_jax.convert.timm_directory import shortcomings, to_directory
 from eca_jax.data.preprocess import EVALUATION, PreprocessConfig, words
 from eca_jax.data.sources import open_source
 from eca_jax.errors import EcaJaxError
+from eca_jax.models.base import Backbone
 from eca_jax.models.config import architecture
 from eca_jax.optim import peak_rate, total_steps
 from eca_jax.runs.run import describe_run, write_run
+from eca_jax.tasks import Classification, Task
 
-TARGETS = (*TABLES, "safetensors", "orbax")
+FORMS = (*TABLES, "safetensors")
+"""What a model can be written as by itself."""
+TARGETS = (*FORMS, "orbax")
 
 
 def convert(
@@ -53,36 +66,109 @@ def convert(
       num_classes, skip: as in `load_pretrained`.
     """
     target = pathlib.Path(target)
-    suffix = target.suffix
-    if to is None:
-        to = "safetensors" if suffix in SAFETENSORS else "orbax" if not suffix else None
-    if to not in TARGETS:
-        said = f"{target} does not say whose names it is to have" if to is None else f"unknown {to!r}"
-        raise EcaJaxError(f"--to: {said}; expected one of {', '.join(TARGETS)}")
+    to = _form(target, to, TARGETS, "--to")
     if config is not None and to != "orbax":
         raise EcaJaxError(f"--config: is of the run that --to orbax writes, and {target} is to be none; leave it out")
-    if to == "safetensors" and suffix not in SAFETENSORS:
-        raise EcaJaxError(f"--to safetensors: expected a file that ends in .safetensors, got {target}")
-    directory = to == "timm" and suffix not in ENDINGS
-    if directory:
-        check_new_directory(target)
-    elif to in TABLES and suffix not in ENDINGS:
-        raise EcaJaxError(f"--to {to}: expected a file that ends in {', '.join(ENDINGS)}, got {target}")
     if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
         raise EcaJaxError(f"{target} is what is to be converted; give another name")
     loaded = load(source, num_classes=num_classes, skip=skip)
-    if to == "orbax":
-        extra = _write_run(loaded, target, config)
-    elif to == "safetensors":
+    line = _write_run(loaded, target, config) if to == "orbax" else _write_model(loaded, target, to)
+    return line + (f"; {', '.join(skip)} of it starts anew, untrained" if skip else "")
+
+
+def save(
+    model: Backbone,
+    path: str | os.PathLike,
+    to: str | None = None,
+    class_names: Sequence[str] | None = None,
+    task: Task = Classification(),
+) -> str:
+    """Writes a model of this process, whoever trained it, as `eca-jax convert` writes one that is in a file or a run.
+
+    `load_pretrained(path)` gives the model back, its arrays bit for bit. It does not matter whether the model is in
+    training or in evaluation mode, on how many devices its arrays lie, and of which floating-point type they are.
+
+    Args:
+      model: of `create_model` or `load_pretrained`. `model.preprocess` says how its images are made.
+      path: a `.safetensors` file of our own; with `to`, a file with PyTorch's names (`.pth`, `.pth.tar` or
+        `.safetensors`), or for 'timm' also a new directory, which timm's `create_model("local-dir:PATH")` takes. A file
+        that is there is replaced, a directory is not.
+      to: whose names: 'ecanet', 'torchvision', 'timm'; 'safetensors' or None is our own file.
+      class_names: one for each logit. Our own file and timm's directory keep them.
+      task: what the model was trained to do. Our own file keeps it: it says what `eca-jax predict` makes of the logits.
+
+    Returns: a line that says what was written, and what the form cannot say of this model.
+
+    Raises:
+      EcaJaxError: the path and `to` do not fit, the model has no such form, or there is no room on the disk.
+    """
+    path = pathlib.Path(path)
+    to = _form(path, to, FORMS, "to")
+    _check_arrays(model)
+    if class_names is not None:
+        class_names = _checked_names(class_names, model.architecture.num_classes)
+    if not isinstance(task, Task):
+        raise EcaJaxError(f"task: expected one such as eca_jax.tasks.Classification(), got {task!r}")
+    line = _write_model(Loaded(model, NATIVE, task=task, class_names=class_names), path, to)
+    kept = class_names is None or to == "safetensors" or path.suffix not in ENDINGS
+    return line if kept else f"{line}; not in the file: the class names"
+
+
+def _form(target: pathlib.Path, to: str | None, forms: Sequence[str], option: str) -> str:
+    """Which of the forms is to be written; None is the one that the target's ending says.
+
+    Raises:
+      EcaJaxError: it says none, or one that is not written to such a target. `option` is what the user calls `to`.
+    """
+    suffix = target.suffix
+    if to is None:
+        to = "safetensors" if suffix in SAFETENSORS else "orbax" if not suffix and "orbax" in forms else None
+    if to not in forms:
+        said = f"{target} does not say whose names it is to have" if to is None else f"unknown {to!r}"
+        raise EcaJaxError(f"{option}: {said}; expected one of {', '.join(forms)}")
+    if to == "safetensors" and suffix not in SAFETENSORS:
+        raise EcaJaxError(f"{option} safetensors: expected a file that ends in .safetensors, got {target}")
+    if to == "timm" and suffix not in ENDINGS:
+        check_new_directory(target)
+    elif to in TABLES and suffix not in ENDINGS:
+        raise EcaJaxError(f"{option} {to}: expected a file that ends in {', '.join(ENDINGS)}, got {target}")
+    return to
+
+
+def _check_arrays(model: Backbone) -> None:
+    """Refuses what is no model of ours, and one whose layers were exchanged: its file could not be loaded."""
+    if not isinstance(model, Backbone):
+        raise EcaJaxError(f"model: expected one of eca_jax.create_model, got {type(model).__name__}")
+    usual = nnx.eval_shape(lambda: build_architecture(model.architecture, ShapesOnly()))
+    found, wanted = ({leaf.path: leaf.variable.shape for leaf in leaves(m)} for m in (model, usual))
+    odd = [path for path in {**wanted, **found} if found.get(path) != wanted.get(path)]
+    if odd:
+        has, expected = (shapes.get(odd[0], "nothing") for shapes in (found, wanted))
+        raise EcaJaxError(
+            f"model: {len(odd)} of its arrays are not those of model.architecture ({model.architecture.name!r}, "
+            f"{model.architecture.num_classes} classes), such as {odd[0]}: expected {expected}, got {has}; "
+            "make it with the arguments of create_model"
+        )
+
+
+def _checked_names(class_names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+        raise EcaJaxError(f"class_names: expected the names of the classes in their order, got {class_names!r}")
+    if len(class_names) != num_classes:
+        raise EcaJaxError(f"class_names: expected {num_classes}, one for each logit, got {len(class_names)}")
+    return tuple(map(str, class_names))
+
+
+def _write_model(loaded: Loaded, target: pathlib.Path, to: str) -> str:
+    """Writes it in one of `FORMS`; returns a line on what was written."""
+    if to == "safetensors":
         own = own_metadata(loaded.model, loaded.class_names, loaded.task)
         write_safetensors(target, to_state_dict(loaded.model, NATIVE), own)
         extra = ""
-    elif directory:
-        extra = _write_timm_directory(loaded, target)
-    else:
+    elif target.suffix in ENDINGS:
         extra = _write_state_dict(loaded, target, to)
-    if skip:
-        extra += f"; {', '.join(skip)} of it starts anew, untrained"
+    else:
+        extra = _write_timm_directory(loaded, target)
     return f"{describe(loaded.origin, loaded.model.architecture)} -> {to}, {target}{extra}"
 
 
@@ -153,6 +239,7 @@ def _training_checkpoint(loaded: Loaded, tensors: dict[str, np.ndarray], to: str
 
 
 def _write_run(loaded: Loaded, target: pathlib.Path, config: Config | None) -> str:
+    """Writes a run to be continued; returns a line on it."""
     if config is None:
         raise EcaJaxError("--to orbax: --config FILE has to say what run it is (data, batch size, schedule)")
     found = loaded.model.architecture
@@ -174,4 +261,6 @@ def _write_run(loaded: Loaded, target: pathlib.Path, config: Config | None) -> s
     )
     momentum = loaded.momentum if config.optim.name == "sgd" else None
     path = write_run(loaded.model, momentum, config, step=step, description=describe_run(config, source))
-    return f" (step {step}, {'with' if momentum is not None else 'without'} momentum: {path})"
+    about = describe(loaded.origin, loaded.model.architecture)
+    with_momentum = "with" if momentum is not None else "without"
+    return f"{about} -> orbax, {target} (step {step}, {with_momentum} momentum: {path})"
