@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -109,12 +109,11 @@ class Boxes(Task):
     def describe(self, scores: Mapping[str, float]) -> str:
         return f"overlap {scores['overlap']:.4f} ({scores['count']:.0f} images), loss {scores['loss']:.4f}"
 
-    def predictor(self, model: Any) -> Callable[[bytes], Callable[[], Any]]:
-        def predict(data: bytes) -> Callable[[], np.ndarray]:
-            image = example((data, ()), SIZES[-1], flip=False)["image"]
-            return lambda: np.asarray(model(normalise(jnp.asarray(image[None]), self.preprocess)))[0]
+    def predict_example(self, data: bytes) -> Example:
+        return {"image": example((data, ()), SIZES[-1], flip=False)["image"]}
 
-        return predict
+    def predict(self, model: Any, batch: Batch) -> jax.Array:
+        return model(normalise(batch["image"], self.preprocess))
 
     def describe_prediction(self, prediction: Any, class_names: Sequence[str], top: int) -> Iterator[str]:
         yield f"{class_names[int(prediction[4:].argmax())]} {' '.join(f'{side:.3f}' for side in prediction[:4])}"

@@ -18,11 +18,10 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from eca_jax.compiler_options import compiler_options
-from eca_jax.data.preprocess import PreprocessConfig, eval_image, normalise
+from eca_jax.data.imagenet import readable
+from eca_jax.data.preprocess import PreprocessConfig, eval_image
 from eca_jax.data.records import Source
 from eca_jax.errors import EcaJaxError
-from eca_jax.memory import SMALLER, Fitting
 from eca_jax.models.base import Backbone
 from eca_jax.models.config import ModelConfig, build_model
 from eca_jax.plain import TypedFields, to_plain
@@ -139,6 +138,24 @@ class Task(TypedFields):
         """
         return means(sums) | {"count": float(sums["count"])}
 
+    # Prediction.
+
+    def predict_example(self, data: bytes) -> Example:
+        """An encoded image -> the example that `predict` is given: by default its `image`, as an evaluation sees it.
+
+        It has no label. Threads call this. Examples of equal shapes are predicted in batches; where the shapes of
+        those that follow each other differ, each is predicted by itself.
+        """
+        return {"image": eval_image(data, self.preprocess)}
+
+    def predict(self, model: Any, batch: Batch) -> Any:
+        """A batch of such examples -> an array (b, ...), or a tree of them, in a jitted step: a prediction in each row.
+
+        A row has to depend on its own example alone: a batch that is not full is filled up with zeros. `model` is in
+        evaluation mode.
+        """
+        raise NotImplementedError
+
     # What is said and shown.
 
     def describe_training(self, metrics: Mapping[str, float]) -> str:
@@ -149,15 +166,8 @@ class Task(TypedFields):
         """An evaluation in a few words."""
         raise NotImplementedError
 
-    def predictor(self, model: Any) -> Callable[[bytes], Callable[[], Any]]:
-        """A function of an encoded image: decodes it, and returns what computes the prediction, on the host.
-
-        `model` is in evaluation mode.
-        """
-        raise NotImplementedError
-
     def describe_prediction(self, prediction: Any, class_names: Sequence[str], top: int) -> Iterator[str]:
-        """The lines that `predict` prints under the file's name."""
+        """The lines that `eca-jax predict` prints under the file's name, of a row of what `predict` returns (NumPy)."""
         raise NotImplementedError
 
     # In a run.
@@ -167,26 +177,14 @@ class Task(TypedFields):
         return {"name": self.name, **to_plain(self)}
 
 
-def image_predictor(
-    model: Any, preprocess: PreprocessConfig, activation: Callable[[jax.Array], jax.Array]
-) -> Callable[[bytes], Callable[[], np.ndarray]]:
-    """A `predictor`: activation of the logits of one image, (classes)."""
+def most_probable(probabilities: np.ndarray, class_names: Sequence[str], top: int) -> list[tuple[str, np.floating]]:
+    """The `top` classes of (classes), the most probable first: (name as it is shown, probability).
 
-    def predictions(image: jax.Array) -> jax.Array:
-        return activation(model(normalise(image, preprocess))[0])
-
-    size = preprocess.image_size
-    jitted = Fitting(
-        jax.jit(predictions, compiler_options=compiler_options()),
-        f"a prediction on an image of {size} x {size} pixels",
-        [SMALLER],
-    )
-
-    def predict(data: bytes) -> Callable[[], np.ndarray]:
-        image = eval_image(data, preprocess)
-        return lambda: expect_finite(np.asarray(jitted(jnp.asarray(image[None]))))
-
-    return predict
+    Raises:
+      EcaJaxError: a probability is not finite.
+    """
+    order = np.argsort(-expect_finite(probabilities))[:top]
+    return [(readable(class_names[int(i)]), probabilities[i]) for i in order]
 
 
 def expect_finite(prediction: np.ndarray) -> np.ndarray:

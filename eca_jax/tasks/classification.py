@@ -1,7 +1,7 @@
 """Image classification: one right class an image (several in ImageNet-ReaL, which is an evaluation only)."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -11,11 +11,10 @@ import optax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from eca_jax.data.imagenet import readable
 from eca_jax.data.preprocess import begin_train_image, eval_image, normalise
 from eca_jax.data.records import Source
 from eca_jax.errors import EcaJaxError, expect_one_of, expect_share
-from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task, image_predictor
+from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task, most_probable
 from eca_jax.tasks.mix import MixConfig, mix
 
 LOSSES = ("softmax", "sigmoid")
@@ -128,13 +127,13 @@ class Classification(Task):
             f"top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f}"
         )
 
-    def predictor(self, model: Any) -> Callable[[bytes], Callable[[], np.ndarray]]:
-        """-> the probabilities of the classes."""
-        return image_predictor(model, self.preprocess, jax.nn.softmax)
+    def predict(self, model: Any, batch: Batch) -> jax.Array:
+        """-> the probabilities of the classes, (b, classes)."""
+        return jax.nn.softmax(model(normalise(batch["image"], self.preprocess)))
 
     def describe_prediction(self, prediction: Any, class_names: Sequence[str], top: int) -> Iterator[str]:
-        for i in np.argsort(-prediction)[:top]:
-            yield f"{float(prediction[i]):7.2%}  {readable(class_names[int(i)])}"
+        for name, probability in most_probable(prediction, class_names, top):
+            yield f"{float(probability):7.2%}  {name}"
 
 
 def right_classes(label: jax.Array, num_classes: int) -> jax.Array:

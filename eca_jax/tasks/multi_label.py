@@ -1,7 +1,7 @@
 """Multi-label classification: an image may have any number of the classes, also none."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -11,11 +11,10 @@ import optax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from eca_jax.data.imagenet import readable
 from eca_jax.data.preprocess import begin_train_image, eval_image, normalise
 from eca_jax.data.records import Source
 from eca_jax.errors import EcaJaxError, expect_share
-from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task, image_predictor
+from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task, most_probable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +81,14 @@ class MultiLabel(Task):
         """'mAP 91.20% (360 images), loss 0.0312'."""
         return f"mAP {scores['map']:.2%} ({scores['count']:.0f} images), loss {scores['loss']:.4f}"
 
-    def predictor(self, model: Any) -> Callable[[bytes], Callable[[], np.ndarray]]:
-        """-> the probability of every class."""
-        return image_predictor(model, self.preprocess, jax.nn.sigmoid)
+    def predict(self, model: Any, batch: Batch) -> jax.Array:
+        """-> the probability of every class, (b, classes)."""
+        return jax.nn.sigmoid(model(normalise(batch["image"], self.preprocess)))
 
     def describe_prediction(self, prediction: Any, class_names: Sequence[str], top: int) -> Iterator[str]:
         """The most probable classes, those that count as present with a mark."""
-        for i in np.argsort(-prediction)[:top]:
-            mark = "*" if prediction[i] >= self.threshold else " "
-            yield f"{float(prediction[i]):7.2%} {mark} {readable(class_names[int(i)])}"
+        for name, probability in most_probable(prediction, class_names, top):
+            yield f"{float(probability):7.2%} {'*' if probability >= self.threshold else ' '} {name}"
 
 
 def _losses(logits: jax.Array, batch: Batch) -> jax.Array:

@@ -9,7 +9,7 @@ from eca_jax.tasks.base import Task
 from eca_jax.tasks.classification import Classification
 from eca_jax.tasks.multi_label import MultiLabel
 
-REQUIRED = ("train_example", "eval_example", "padding", "abstract_batch", "loss", "evaluate", "describe", "predictor")
+REQUIRED = ("train_example", "eval_example", "padding", "abstract_batch", "loss", "evaluate", "describe", "predict")
 REQUIRED += ("describe_prediction",)
 """The methods that a task has to define."""
 
@@ -23,6 +23,8 @@ def task_fault(name: str, task: type[Task]) -> str | None:
     if not isinstance(getattr(task, "best", None), str):
         return "its class does not say which score is the `best`"
     missing = [method for method in REQUIRED if getattr(task, method) is getattr(Task, method)]
+    if "predict" in missing and hasattr(task, "predictor"):  # of eca_jax 0.2
+        return "its method `predictor` has become two, `predict_example(data)` and `predict(model, batch)`"
     return f"it does not define {', '.join(missing)}" if missing else None
 
 

@@ -8,9 +8,6 @@ import pytest
 from PIL import Image
 
 from eca_jax import cli
-from eca_jax.data.preprocess import PreprocessConfig
-from eca_jax.training.predict import predict_files
-from tests.damage import refusal
 from tests.datasets import prepare_like
 
 
@@ -137,26 +134,3 @@ def test_digits_tfds_data_sets_and_tables(folder, tmp_path, capsys):
     ]
     assert cli.main(["check", str(folder)]) == 2
     assert f"Did you mean folder:{folder}?" in capsys.readouterr().err
-
-
-def test_a_pipe_where_an_image_file_goes_is_refused(tmp_path):
-    os.mkfifo(tmp_path / "pipe.jpg")
-
-    class Task:
-        preprocess = PreprocessConfig()
-
-        def predictor(self, model):
-            return lambda data: lambda: len(data)
-
-    def predict(file: str) -> list:
-        return list(predict_files([file], model=None, task=Task()))
-
-    for file in (str(tmp_path / "pipe.jpg"), "/dev/null"):
-        assert refusal(predict, file) == (
-            f"{file} is no regular file but a pipe, a socket or a device; give an image file"
-        )
-    read, write = os.pipe()
-    os.write(write, b"four")
-    os.close(write)
-    assert predict(f"/dev/fd/{read}") == [(f"/dev/fd/{read}", 4)]  # `predict <(curl ...)`
-    os.close(read)
