@@ -340,36 +340,71 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _predict_arguments(command: Parser) -> None:
-    command.add_argument("images", nargs="+", metavar="IMAGE")
+    about = "an image file, or a directory whose images are all taken, at any depth"
+    command.add_argument("images", nargs="+", metavar="IMAGE", help=about)
     _add_run_arguments(command)
     _add_weights_arguments(command)
     command.add_argument("--top", type=_positive, default=5, help="classes to print for each image (default: 5)")
+    about = "images at once, on all devices together (default: 64 for each device)"
+    command.add_argument("--batch-size", type=_positive, metavar="N", help=about)
     _add_preprocess_arguments(command)
 
 
 def _predict(args: argparse.Namespace) -> int:
+    from eca_jax.data.folders import find_images
     from eca_jax.training.predict import predict_files
 
     _check_weights_arguments(args)
     _start_jax()
+    model, task, names = _to_predict_with(args)
+    files, unreadable = find_images(args.images), []
+    for file, prediction in predict_files(
+        files, model=model, task=task, batch_size=args.batch_size, unreadable=_warn_of(unreadable, len(files))
+    ):
+        lines = [file, *(f"  {line}" for line in task.describe_prediction(prediction, names, args.top))]
+        print("\n".join(lines), flush=True)
+    _expect_all_read(unreadable, len(files))
+    return EXIT_OK
+
+
+def _to_predict_with(args: argparse.Namespace) -> tuple[Any, Any, Sequence[str]]:
+    """The model, the task and the class names of the weights or the run."""
     changes = _preprocess_changes(args)
     if args.weights:
         from eca_jax.convert.pretrained import load
 
         loaded = load(args.weights, name=args.model)
-        model, task, names = loaded.model, loaded.task.with_preprocess(changes), loaded.names
+        task = loaded.task.with_preprocess(changes)
         _say_preprocess(loaded.describe_preprocess(task.preprocess))
-    else:
-        from eca_jax.runs.run import load_run
+        return loaded.model, task, loaded.names
+    from eca_jax.runs.run import load_run
 
-        model, config, names = load_run(args.run, args.checkpoint)
-        task = config.task.with_preprocess(changes)
-        _say_preprocess(task.preprocess.describe_evaluation())
-    for path, prediction in predict_files(args.images, model=model, task=task):
-        print(path)
-        for line in task.describe_prediction(prediction, names, args.top):
-            print(f"  {line}")
-    return EXIT_OK
+    model, config, names = load_run(args.run, args.checkpoint)
+    task = config.task.with_preprocess(changes)
+    _say_preprocess(task.preprocess.describe_evaluation())
+    return model, task, names
+
+
+def _warn_of(unreadable: list[EcaJaxError], files: int) -> Callable[[EcaJaxError], None]:
+    """Names each file that cannot be read when it is met, where there are others: those go on."""
+
+    def warn(error: EcaJaxError) -> None:
+        unreadable.append(error)
+        if files > 1:
+            print(f"warning: {error}", file=sys.stderr)
+
+    return warn
+
+
+def _expect_all_read(unreadable: Sequence[EcaJaxError], files: int) -> None:
+    """Ends with an error where a file could not be read, when the predictions on all others have been written."""
+    if unreadable and files == 1:
+        raise unreadable[0]
+    if unreadable:
+        raise EcaJaxError(
+            f"{len(unreadable):,} of {files:,} files cannot be read as images, each is named above; "
+            "the predictions on all others are there"
+        )
 
 
 def _prepare_arguments(command: Parser) -> None:

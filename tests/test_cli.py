@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import re
 
 import pytest
 
@@ -213,11 +215,82 @@ def test_evaluate_and_predict(run, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 4
     for file, message in (
         ("nowhere.png", "there is no file"),
-        ("", "is a directory"),
         ("text.png", "text.png as an image"),
     ):
         assert cli.main(["predict", "--run", str(run), str(tmp_path / file)]) == 2
-        assert message in capsys.readouterr().err
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+DIGITS = ("a.png", "c.png", "d.png", "b/0.png", "b/1.PNG")
+"""In the order in which they are read."""
+
+
+@pytest.fixture
+def digits(tmp_path) -> pathlib.Path:
+    """A directory of five images, a folder in it, and two files that are none."""
+    from eca_jax.data.sources import open_source
+
+    source, folder = open_source("digits", "test"), tmp_path / "digits"
+    (folder / "b").mkdir(parents=True)
+    for i, name in enumerate(DIGITS):
+        (folder / name).write_bytes(source[i][0])
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".a.png").write_text("no image")
+    return folder
+
+
+def percentages(out: str) -> list[tuple[str, list[tuple[float, str]]]]:
+    """What `predict` prints -> [(file, [(share, class), ...])]."""
+    found = []
+    for line in out.splitlines():
+        if match := re.fullmatch(r"   *([\d.]+)%  (.+)", line):
+            found[-1][1].append((float(match[1]) / 100, match[2]))
+        else:
+            found.append((line, []))
+    return found
+
+
+def test_predict_takes_directories_among_files(run, digits, capsys):
+    def predict(*args) -> list:
+        assert cli.main(["predict", "--run", str(run), "--top", "3", *map(str, args)]) == 0
+        return percentages(capsys.readouterr().out)
+
+    alone = [prediction for name in DIGITS for prediction in predict(digits / name)]
+    assert [file for file, _ in alone] == [str(digits / name) for name in DIGITS]
+    assert {len(classes) for _, classes in alone} == {3}
+    for more in ((), ("--batch-size", 2)):
+        together = predict(digits, digits / "a.png", *more)
+        assert [file for file, _ in together] == [file for file, _ in [*alone, alone[0]]]
+        for (_, found), (_, expected) in zip(together, [*alone, alone[0]], strict=True):
+            assert found == [(pytest.approx(share, abs=2e-4), name) for share, name in expected]
+
+
+def test_predict_names_what_it_leaves_out_and_what_it_cannot_read(run, digits, tmp_path, capsys):
+    predict = ["predict", "--run", str(run)]
+    for name in ("b/torn.png", "torn.jpg"):
+        (digits / name).write_text("torn")
+    assert cli.main([*predict, str(digits)]) == 2
+    said = capsys.readouterr()
+    assert [file for file, _ in percentages(said.out)] == [str(digits / name) for name in DIGITS]
+    _, note, *warnings, error = said.err.splitlines()
+    assert note == f"note: {digits}: left out 2: 1 hidden (.a.png), 1 without an image's ending (notes.txt)"
+    assert warnings == [
+        f"warning: cannot read {digits}/{name} as an image: no known image format"
+        for name in ("torn.jpg", "b/torn.png")
+    ]
+    assert error == (
+        "error: 2 of 7 files cannot be read as images, each is named above; the predictions on all others are there"
+    )
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.txt").touch()
+    for path, message in (
+        (tmp_path / "empty", f"error: the directory {tmp_path}/empty has no images: expected files that end in .jpg, "),
+        (tmp_path / "nowhere.png", f"error: there is no file {tmp_path}/nowhere.png\n"),
+    ):
+        assert cli.main([*predict, str(digits), str(path)]) == 2
+        said = capsys.readouterr()
+        assert said.out == "", "refused before anything is read"
+        assert message in said.err
 
 
 def test_damaged_files_of_a_run_are_named(run, tmp_path, capsys):

@@ -12,7 +12,7 @@ import hashlib
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from eca_jax.data.records import Source, digest_of_files, path_in_name
@@ -31,6 +31,8 @@ NO_FILE = "no regular file"
 
 What opens such a one may wait for ever.
 """
+OPEN_ALREADY = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+"""What the shell hands over: `predict <(curl ...)`."""
 
 
 class LeftOut(NamedTuple):
@@ -123,6 +125,35 @@ def folder_splits(name: str) -> list[str]:
     return names if {"train", *HELD_OUT} & {*names} else ["train"]
 
 
+@_permitted()
+def find_images(paths: Sequence[str]) -> list[str]:
+    """Image files as they are given, and in place of a directory the files below it that have an image's ending.
+
+    These are sorted as those of a class are. What is left out of a directory is named on stderr, once.
+
+    Raises:
+      EcaJaxError: names a file that is not there or is none, or a directory in which there are no images.
+    """
+    return [file for path in paths for file in (_images_below(path) if os.path.isdir(path) else [_checked(path)])]
+
+
+def _images_below(directory: str) -> list[str]:
+    root = pathlib.Path(directory)
+    files, left_out = _split(_walk(root, (_identity(root),)))
+    _say_once(_note(root, left_out))
+    if not files:
+        raise EcaJaxError(f"the directory {root} has no images: expected files that end in {', '.join(ENDINGS)}")
+    return [str(file) for file in files]
+
+
+def _checked(file: str) -> str:
+    if not os.path.exists(file):
+        raise EcaJaxError(f"there is no file {file}")
+    if not (os.path.isfile(file) or file.startswith(OPEN_ALREADY)):
+        raise EcaJaxError(f"{file} is no regular file but a pipe, a socket or a device; give an image file")
+    return file
+
+
 def _root(name: str) -> pathlib.Path:
     root = path_in_name(name)
     if not root.is_dir():
@@ -146,9 +177,7 @@ def _scan(root: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], list[LeftO
     ]
     classes: dict[str, list[pathlib.Path]] = {}
     for folder in folders:
-        found = list(_walk(folder, (_identity(root), _identity(folder))))
-        others = [LeftOut(path, why) for path, why in found if why]
-        classes[folder.name] = sorted((path for path, why in found if not why), key=lambda f: (str(f.parent), f.name))
+        classes[folder.name], others = _split(_walk(folder, (_identity(root), _identity(folder))))
         if not classes[folder.name]:
             what = f" ({others[0].path.name}: {others[0].why})" if others else ""
             raise EcaJaxError(f"class folder {folder} has no images{what}: fill it or remove it")
@@ -173,6 +202,15 @@ def _walk(folder: pathlib.Path, above: tuple[tuple[int, int], ...]) -> Iterator[
                 yield path, "without an image's ending"
             else:
                 yield path, NO_FILE if nowhere or not entry.is_file() else None
+
+
+def _split(
+    found: Iterable[tuple[pathlib.Path, str | None]],
+) -> tuple[list[pathlib.Path], list[LeftOut]]:
+    """What `_walk` finds -> the images in torchvision's order, and the others."""
+    everything = list(found)
+    images = sorted((path for path, why in everything if not why), key=lambda file: (str(file.parent), file.name))
+    return images, [LeftOut(path, why) for path, why in everything if why]
 
 
 def _identity(folder: pathlib.Path) -> tuple[int, int]:

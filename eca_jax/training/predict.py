@@ -23,8 +23,6 @@ from eca_jax.tasks.base import Batch, Example, Task
 
 IMAGES = 64
 """A device's share of a batch, where nothing says it."""
-OPEN_ALREADY = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
-"""What the shell hands over: `predict <(curl ...)`."""
 
 
 def _refuse(error: EcaJaxError) -> None:
@@ -45,7 +43,7 @@ def predict_files(
     devices; the last one is filled up with zeros.
 
     Args:
-      files: image files.
+      files: of images, as `eca_jax.data.folders.find_images` gives them.
       model: in evaluation mode.
       task: says how an image becomes a prediction.
       batch_size: images at once on all devices together, rounded up to a multiple of those; None is 64 for each.
@@ -117,15 +115,8 @@ def _readable(
 
 def _decoded(file: str, task: Task) -> Example | EcaJaxError:
     """What the task makes of a file, or what is wrong with it."""
-    path = pathlib.Path(file)
-    if path.exists() and not (path.is_file() or path.is_dir() or file.startswith(OPEN_ALREADY)):
-        return EcaJaxError(f"{file} is no regular file but a pipe, a socket or a device; give an image file")
     try:
-        return task.predict_example(path.read_bytes())
-    except FileNotFoundError:
-        return EcaJaxError(f"there is no file {file}")
-    except IsADirectoryError:
-        return EcaJaxError(f"{file} is a directory; give image files, such as {file}/*.jpg")
+        return task.predict_example(pathlib.Path(file).read_bytes())
     except MemoryError:
         raise  # of the machine, not of the file
     except Exception as error:  # whatever a decoder says of damaged bytes

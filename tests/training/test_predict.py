@@ -14,6 +14,7 @@ from flax import nnx
 from PIL import Image
 
 from eca_jax import memory
+from eca_jax.data.folders import find_images
 from eca_jax.data.preprocess import PreprocessConfig, eval_image
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.registry import create_model
@@ -145,7 +146,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_predicted(model, files,
     assert [file for file, _ in found] == files
     first, second = (str(error) for error in errors)
     assert first.startswith(f"cannot read {torn} as an image: ")
-    assert second == f"there is no file {tmp_path}/nowhere.png"
+    assert second.startswith(f"cannot read {tmp_path}/nowhere.png as an image: [Errno 2] No such file")
     assert refusal(lambda: list(predict_files(given, **run))) == first
     assert list(predict_files([str(torn)], **run, unreadable=errors.append)) == []
     assert list(predict_files([], **run)) == []
@@ -153,23 +154,36 @@ def test_what_cannot_be_read_is_named_and_the_others_are_predicted(model, files,
 
 def test_a_pipe_where_an_image_file_goes_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
+    for file in (str(tmp_path / "pipe.jpg"), "/dev/null"):
+        assert refusal(find_images, [file]) == (
+            f"{file} is no regular file but a pipe, a socket or a device; give an image file"
+        )
+    with pytest.raises(EcaJaxError, match=r"the directory .* has no images"):
+        find_images([str(tmp_path)])  # nothing waits for the pipe
 
     class Length(AsTheyAre):
         def predict_example(self, data):
             return {"image": np.full((1, 1, 3), len(data))}
 
-    def lengths(file: str) -> list:
-        return [int(said["mean"][0]) for _, said in predict_files([file], model=nnx.Dict(), task=Length())]
-
-    for file in (str(tmp_path / "pipe.jpg"), "/dev/null"):
-        assert refusal(lengths, file) == (
-            f"{file} is no regular file but a pipe, a socket or a device; give an image file"
-        )
     read, write = os.pipe()
     os.write(write, b"four")
     os.close(write)
-    assert lengths(f"/dev/fd/{read}") == [4]  # `predict <(curl ...)`
+    (file,) = find_images([f"/dev/fd/{read}"])  # `predict <(curl ...)`
+    ((_, prediction),) = predict_files([file], model=nnx.Dict(), task=Length())
+    assert prediction["mean"].tolist() == [4, 4, 4]
     os.close(read)
+
+
+def test_links_are_followed_but_not_in_a_circle(tmp_path, capsys):
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    (tmp_path / "images" / "deep" / "1.png").touch()
+    (tmp_path / "images" / "deep" / "up").symlink_to(tmp_path / "images")
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    for name in ("images", "link"):
+        assert find_images([f"{tmp_path}/{name}/"]) == [f"{tmp_path}/{name}/deep/1.png"]
+        assert capsys.readouterr().err == (
+            f"note: {tmp_path}/{name}: left out 1: 1 a link to a folder that it is in (deep/up)\n"
+        )
 
 
 def test_what_does_not_fit_into_memory_is_a_line(model, files, monkeypatch):
