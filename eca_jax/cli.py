@@ -347,24 +347,51 @@ def _predict_arguments(command: Parser) -> None:
     command.add_argument("--top", type=_positive, default=5, help="classes to print for each image (default: 5)")
     about = "images at once, on all devices together (default: 64 for each device)"
     command.add_argument("--batch-size", type=_positive, metavar="N", help=about)
+    about = "of what is printed, or of --output whatever its ending; default: text"
+    command.add_argument("--format", choices=("text", "csv", "jsonl"), help=about)
+    about = "a .csv or .jsonl file, written in place of printing (replaced if it is there)"
+    command.add_argument("--output", metavar="FILE", help=about)
     _add_preprocess_arguments(command)
 
 
 def _predict(args: argparse.Namespace) -> int:
+    import tqdm
+
     from eca_jax.data.folders import find_images
     from eca_jax.training.predict import predict_files
+    from eca_jax.training.prediction_rows import row_writer
 
     _check_weights_arguments(args)
+    form = _prediction_format(args)
     _start_jax()
     model, task, names = _to_predict_with(args)
     files, unreadable = find_images(args.images), []
-    for file, prediction in predict_files(
-        files, model=model, task=task, batch_size=args.batch_size, unreadable=_warn_of(unreadable, len(files))
-    ):
-        lines = [file, *(f"  {line}" for line in task.describe_prediction(prediction, names, args.top))]
-        print("\n".join(lines), flush=True)
+    warn = _warn_of(unreadable, len(files))
+    found = predict_files(files, model=model, task=task, batch_size=args.batch_size, unreadable=warn)
+    if form == "text":
+        for file, prediction in found:
+            lines = [file, *(f"  {line}" for line in task.describe_prediction(prediction, names, args.top))]
+            print("\n".join(lines), flush=True)
+    else:
+        bar = tqdm.tqdm(found, total=len(files), unit="img", disable=None if args.output else True)  # None: no terminal
+        with row_writer(form, args.output) as write:
+            for file, prediction in bar:
+                write({"path": file, **task.prediction_row(prediction, names, args.top)})
+    if args.output:
+        print(f"{args.output}: {len(files) - len(unreadable):,} predictions")
     _expect_all_read(unreadable, len(files))
     return EXIT_OK
+
+
+def _prediction_format(args: argparse.Namespace) -> str:
+    """'text', 'csv' or 'jsonl'."""
+    if not args.output:
+        return args.format or "text"
+    form = args.format or os.path.splitext(args.output)[1].removeprefix(".").lower()
+    if form not in ("csv", "jsonl"):
+        what = f"--format {form}" if args.format else f"--output {args.output}"
+        raise EcaJaxError(f"{what}: a file is written as .csv or .jsonl: name it so, or say --format csv or jsonl")
+    return form
 
 
 def _to_predict_with(args: argparse.Namespace) -> tuple[Any, Any, Sequence[str]]:
@@ -387,11 +414,12 @@ def _to_predict_with(args: argparse.Namespace) -> tuple[Any, Any, Sequence[str]]
 
 def _warn_of(unreadable: list[EcaJaxError], files: int) -> Callable[[EcaJaxError], None]:
     """Names each file that cannot be read when it is met, where there are others: those go on."""
+    import tqdm
 
     def warn(error: EcaJaxError) -> None:
         unreadable.append(error)
         if files > 1:
-            print(f"warning: {error}", file=sys.stderr)
+            tqdm.tqdm.write(f"warning: {error}", file=sys.stderr)  # above a bar, if there is one
 
     return warn
 

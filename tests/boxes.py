@@ -118,6 +118,9 @@ class Boxes(Task):
     def describe_prediction(self, prediction: Any, class_names: Sequence[str], top: int) -> Iterator[str]:
         yield f"{class_names[int(prediction[4:].argmax())]} {' '.join(f'{side:.3f}' for side in prediction[:4])}"
 
+    def prediction_row(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
+        return {"prediction": class_names[int(prediction[4:].argmax())], "box": prediction[:4]}
+
 
 def example(record: tuple[bytes, Any], size: int, *, flip: bool) -> Example:
     """Boxes as shares of the image, padded to the most that there are."""

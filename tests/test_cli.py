@@ -1,5 +1,6 @@
 """The commands: one line for what the user can mend, and the exit status that says it."""
 
+import csv
 import json
 import os
 import pathlib
@@ -263,6 +264,60 @@ def test_predict_takes_directories_among_files(run, digits, capsys):
         assert [file for file, _ in together] == [file for file, _ in [*alone, alone[0]]]
         for (_, found), (_, expected) in zip(together, [*alone, alone[0]], strict=True):
             assert found == [(pytest.approx(share, abs=2e-4), name) for share, name in expected]
+
+
+def test_predict_for_programs(run, digits, tmp_path, capsys):
+    def predict(*args) -> str:
+        assert cli.main(["predict", "--run", str(run), "--top", "2", str(digits), *map(str, args)]) == 0
+        return capsys.readouterr().out
+
+    expected = percentages(predict())
+    rows = [json.loads(line) for line in predict("--format", "jsonl").splitlines()]
+    for row, (file, top) in zip(rows, expected, strict=True):
+        assert [*row] == ["path", "prediction", "probability", "top"]
+        assert row["path"] == file
+        assert {"class": row["prediction"], "probability": row["probability"]} == row["top"][0]
+        assert [(c["probability"], c["class"]) for c in row["top"]] == [(pytest.approx(p, abs=6e-5), c) for p, c in top]
+
+    out = tmp_path / "out.csv"
+    out.write_text("what was there before")
+    assert predict("--output", out) == f"{out}: 5 predictions\n"
+    with out.open(newline="") as file:
+        heading, *table = csv.reader(file)
+    assert ",".join(heading) == (
+        "path,prediction,probability,top_1_class,top_1_probability,top_2_class,top_2_probability"
+    )
+    for cells, row in zip(table, rows, strict=True):
+        flat = [value for entry in row["top"] for value in entry.values()]
+        assert cells == [row["path"], row["prediction"], str(row["probability"]), *map(str, flat)]
+    assert predict("--format", "csv") == out.read_text()
+    predict("--output", tmp_path / "out.jsonl")
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == rows
+    predict("--output", tmp_path / "out", "--format", "csv")
+    assert (tmp_path / "out").read_text() == out.read_text()
+    assert not [*tmp_path.glob("*.partial")]
+
+
+def test_predictions_are_written_though_a_file_is_bad_and_refused_where_they_cannot_be(run, digits, tmp_path, capsys):
+    (digits / "torn.png").write_text("torn")
+    out = tmp_path / "out.csv"
+    predict = ["predict", "--run", str(run), str(digits), "--output"]
+    assert cli.main([*predict, str(out)]) == 2
+    said = capsys.readouterr()
+    assert said.out == f"{out}: 5 predictions\n"
+    assert said.err.endswith(
+        ": 1 of 6 files cannot be read as images, each is named above; the predictions on all others are there\n"
+    )
+    assert len(out.read_text().splitlines()) == 6
+    before = out.read_bytes()
+    for args, message in (
+        ([str(tmp_path / "out.txt")], f"--output {tmp_path}/out.txt: a file is written as .csv or .jsonl: name it so"),
+        ([str(out), "--format", "text"], "--format text: a file is written as .csv or .jsonl"),
+        ([f"{tmp_path}/no/out.csv"], f"there is no directory {tmp_path}/no to write out.csv into"),
+    ):
+        assert cli.main([*predict, *args]) == 2
+        assert message in capsys.readouterr().err
+    assert out.read_bytes() == before
 
 
 def test_predict_names_what_it_leaves_out_and_what_it_cannot_read(run, digits, tmp_path, capsys):

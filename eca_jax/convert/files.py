@@ -204,13 +204,18 @@ def digest(tensors: Mapping[str, np.ndarray], text: str) -> str:
     return result.hexdigest()
 
 
-def write(path: str | os.PathLike, data: bytes | bytearray | memoryview) -> None:
-    """Writes the whole file or none: under another name beside `path`, which it takes when all is on the disk."""
-    path = pathlib.Path(path)
+def check_new_file(path: pathlib.Path) -> None:
+    """Refuses a place where no file can be written."""
     if os.path.isdir(path):
         raise EcaJaxError(f"{path} is a directory; expected the name of a file to write")
     if not os.path.isdir(path.parent):
         raise EcaJaxError(f"there is no directory {path.parent} to write {path.name} into")
+
+
+def write(path: str | os.PathLike, data: bytes | bytearray | memoryview) -> None:
+    """Writes the whole file or none: under another name beside `path`, which it takes when all is on the disk."""
+    path = pathlib.Path(path)
+    check_new_file(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         _write_through(temporary, data)

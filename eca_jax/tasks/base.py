@@ -170,6 +170,17 @@ class Task(TypedFields):
         """The lines that `eca-jax predict` prints under the file's name, of a row of what `predict` returns (NumPy)."""
         raise NotImplementedError
 
+    def prediction_row(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
+        """The same for programs, what `eca-jax predict --format csv` and `jsonl` write after the file's path.
+
+        Strings, numbers, and lists and dicts of them, by name, NumPy's too. For CSV every row has to have the same
+        names, and lists as long as those of the first, but for lists of strings, which are one column.
+        """
+        raise EcaJaxError(
+            f"the task {self.name!r} has no CSV and no JSON lines, since it does not define `prediction_row`; "
+            "leave out --format and --output, or define it (docs/plugins.md)"
+        )
+
     # In a run.
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,6 +205,11 @@ def expect_finite(prediction: np.ndarray) -> np.ndarray:
             "predictions that are not finite numbers: the weights are damaged, or of a training that failed"
         )
     return prediction
+
+
+def top_classes(best: Sequence[tuple[str, np.floating]]) -> list[dict[str, Any]]:
+    """What `most_probable` gives, for a row."""
+    return [{"class": name, "probability": probability} for name, probability in best]
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from eca_jax.data.preprocess import begin_train_image, eval_image, normalise
 from eca_jax.data.records import Source
 from eca_jax.errors import EcaJaxError, expect_one_of, expect_share
-from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task, most_probable
+from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task, most_probable, top_classes
 from eca_jax.tasks.mix import MixConfig, mix
 
 LOSSES = ("softmax", "sigmoid")
@@ -134,6 +134,11 @@ class Classification(Task):
     def describe_prediction(self, prediction: Any, class_names: Sequence[str], top: int) -> Iterator[str]:
         for name, probability in most_probable(prediction, class_names, top):
             yield f"{float(probability):7.2%}  {name}"
+
+    def prediction_row(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
+        """The most probable class, then the `top` ones."""
+        best = most_probable(prediction, class_names, top)
+        return {"prediction": best[0][0], "probability": best[0][1], "top": top_classes(best)}
 
 
 def right_classes(label: jax.Array, num_classes: int) -> jax.Array:

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from eca_jax.data.preprocess import begin_train_image, eval_image, normalise
 from eca_jax.data.records import Source
 from eca_jax.errors import EcaJaxError, expect_share
-from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task, most_probable
+from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task, most_probable, top_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,12 @@ class MultiLabel(Task):
         """The most probable classes, those that count as present with a mark."""
         for name, probability in most_probable(prediction, class_names, top):
             yield f"{float(probability):7.2%} {'*' if probability >= self.threshold else ' '} {name}"
+
+    def prediction_row(self, prediction: Any, class_names: Sequence[str], top: int) -> dict[str, Any]:
+        """All classes that count as present, the most probable first, then the `top` most probable ones."""
+        best = most_probable(prediction, class_names, len(class_names))
+        present = [name for name, probability in best if probability >= self.threshold]
+        return {"prediction": present, "top": top_classes(best[:top])}
 
 
 def _losses(logits: jax.Array, batch: Batch) -> jax.Array:

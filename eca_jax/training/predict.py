@@ -14,7 +14,7 @@ from flax import nnx
 
 from eca_jax.compiler_options import compiler_options
 from eca_jax.data.config import DataConfig
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, printable
 from eca_jax.memory import SMALLER, Fitting, expect_room, host_room, names_lack_of_memory
 from eca_jax.models.base import Backbone
 from eca_jax.runs.state import split
@@ -120,7 +120,7 @@ def _decoded(file: str, task: Task) -> Example | EcaJaxError:
     except MemoryError:
         raise  # of the machine, not of the file
     except Exception as error:  # whatever a decoder says of damaged bytes
-        return EcaJaxError(f"cannot read {file} as an image: {error}")
+        return EcaJaxError(f"cannot read {printable(file)} as an image: {error}")
 
 
 def _alike(examples: Sequence[tuple[str, Example]]) -> bool:

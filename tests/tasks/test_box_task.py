@@ -148,7 +148,14 @@ def test_commands_know_it(finished, tmp_path, capsys):
     image = tmp_path / "a.png"
     image.write_bytes(open_source("boxes:96", "train")[0][0])
     assert cli.main(["predict", str(image), "--run", str(workdir)]) == 0
-    assert re.fullmatch(rf"{image}\n  (dark|bright)( -?\d\.\d{{3}}){{4}}\n", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.fullmatch(rf"{image}\n  (dark|bright)( -?\d\.\d{{3}}){{4}}\n", said)
+    kind, *sides = said.split()[1:]
+    assert cli.main(["predict", str(image), "--run", str(workdir), "--format", "csv"]) == 0
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading == "path,prediction,box_1,box_2,box_3,box_4"
+    assert row.split(",")[:2] == [str(image), kind]
+    assert [f"{float(side):.3f}" for side in row.split(",")[2:]] == sides
 
 
 def test_a_batch_is_what_the_task_declares(config):

@@ -211,6 +211,10 @@ def test_commands_know_the_task_and_the_classes_of_a_run_and_of_its_weights(fini
     assert {mark for _, mark in found.values()} == {True, False}
     assert says("predict", str(image), "--weights", str(weights), "--top", "12").splitlines() == lines
 
+    row = json.loads(says("predict", str(image), "--weights", str(weights), "--top", "2", "--format", "jsonl"))
+    assert row["prediction"] == [name for name in found if found[name][1]], "all of them, whatever --top"
+    assert row["top"] == [{"class": name, "probability": pytest.approx(probabilities[name])} for name in [*found][:2]]
+
 
 def test_other_classes_are_refused(finished, tmp_path, capsys):
     workdir, _ = finished
