@@ -38,8 +38,10 @@ class Bricks:
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
-    def conv(self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, *, groups: int = 1) -> Conv:
-        """A convolution without bias, padded by (kernel_size - 1) / 2 on every side as PyTorch's `padding=` does.
+    def conv(
+        self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, *, groups: int = 1, dilation: int = 1
+    ) -> Conv:
+        """A convolution without bias, padded by dilation * (kernel_size - 1) / 2 on every side, PyTorch's `padding=`.
 
         At stride 2, 'SAME' is different: it pads less at the top and on the left.
 
@@ -53,13 +55,14 @@ class Bricks:
                 f"width_multiplier: too large, a convolution from {c_in} to {c_out} channels would have {weights} "
                 f"weights; expected at most {MAX_WEIGHTS}"
             )
-        pad = (kernel_size - 1) // 2
+        pad = dilation * (kernel_size - 1) // 2
         return Conv(
             c_in,
             c_out,
             (kernel_size, kernel_size),
             (stride, stride),
             padding=((pad, pad), (pad, pad)),
+            kernel_dilation=(dilation, dilation),
             feature_group_count=groups,
             kernel_init=fan_out_normal,
             dtype=self.dtype,

@@ -8,7 +8,8 @@ TPU and GPU compile ordinary convolutions; `jax.lax.platform_dependent` leaves n
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,17 +19,22 @@ from jax import lax
 from eca_jax.nn.derivatives import Arrays, differentiable
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+NO_PADDING = ((0, 0), (0, 0))
 Gradients = tuple[jax.Array, jax.Array]
 """The gradients of the activation and of the kernel."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """How a kernel moves: along height and width, and in how many groups of channels."""
+    """How a kernel moves: along height and width, and in how many groups of channels.
+
+    `dilation` is the step from one of its places to the next, in pixels.
+    """
 
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]
     groups: int
+    dilation: tuple[int, int] = (1, 1)
 
 
 def convolve(
@@ -38,6 +44,7 @@ def convolve(
     padding: Any,
     *,
     feature_group_count: int,
+    rhs_dilation: tuple[int, int] = (1, 1),
     training: bool = True,
     **options: Any,
 ) -> jax.Array:
@@ -49,9 +56,10 @@ def convolve(
     pointwise = height == width == feature_group_count == 1
     depthwise = c_in == 1 and c_out == feature_group_count
     if not (pointwise or depthwise):
-        return lax.conv_general_dilated(x, kernel, strides, padding, feature_group_count=feature_group_count, **options)
+        options |= {"feature_group_count": feature_group_count, "rhs_dilation": rhs_dilation}
+        return lax.conv_general_dilated(x, kernel, strides, padding, **options)
     (up, down), (left, right) = padding
-    window = Window((strides[0], strides[1]), ((up, down), (left, right)), feature_group_count)
+    window = Window((strides[0], strides[1]), ((up, down), (left, right)), feature_group_count, rhs_dilation)
     return (_by_hand if training else _by_platform)(x, kernel, window, POINTWISE if pointwise else DEPTHWISE)
 
 
@@ -95,7 +103,13 @@ def _by_hand(x: jax.Array, kernel: jax.Array, window: Window, on_cpu: Form) -> j
 
 def _convolution(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     return lax.conv_general_dilated(
-        x, kernel, window.strides, window.padding, dimension_numbers=LAYOUT, feature_group_count=window.groups
+        x,
+        kernel,
+        window.strides,
+        window.padding,
+        rhs_dilation=window.dilation,
+        dimension_numbers=LAYOUT,
+        feature_group_count=window.groups,
     )
 
 
@@ -128,31 +142,43 @@ def _product_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, window: W
     return dx, lax.optimization_barrier(lax.optimization_barrier(dy.T @ x).T)[None, None]
 
 
+def _places(kernel: jax.Array, window: Window) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Every place (i, j) of the kernel, in reading order, and the pixel of the first window that it meets."""
+    down, right = window.dilation
+    for i, j in itertools.product(*map(range, kernel.shape[:2])):
+        yield (i, j), (i * down, j * right)
+
+
+def _reach(kernel: jax.Array, window: Window) -> list[int]:
+    """Pixels from the first place of the kernel to its last, down and to the right."""
+    return [(k - 1) * d for k, d in zip(kernel.shape[:2], window.dilation, strict=True)]
+
+
 def _shifted_products(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    height, width = kernel.shape[:2]
     x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
-    size = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:3], (height, width), window.strides, strict=True)]
-    places = ((i, j) for i in range(height) for j in range(width))
-    return functools.reduce(jnp.add, (_seen(x, i, j, window.strides, size) * kernel[i, j, 0] for i, j in places))
+    reach = _reach(kernel, window)
+    size = [(n - r - 1) // s + 1 for n, r, s in zip(x.shape[1:3], reach, window.strides, strict=True)]
+    return functools.reduce(
+        jnp.add,
+        (_seen(x, *pixel, window.strides, size) * kernel[i, j, 0] for (i, j), pixel in _places(kernel, window)),
+    )
 
 
 def _shifted_products_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, window: Window) -> Gradients:
-    height, width = kernel.shape[:2]
     padded = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
     dkernel = [
-        jnp.sum(_seen(padded, i, j, window.strides, dy.shape[1:3]) * dy, (0, 1, 2))
-        for i in range(height)
-        for j in range(width)
+        jnp.sum(_seen(padded, *pixel, window.strides, dy.shape[1:3]) * dy, (0, 1, 2))
+        for _, pixel in _places(kernel, window)
     ]
     # Every pixel of x meets the flipped kernel over dy, spread out to the pixels that the strides passed over.
     spread = [
-        (k - 1 - low, n + low - (m - 1) * stride - 1, stride - 1)
-        for k, n, m, (low, _), stride in zip(
-            (height, width), x.shape[1:3], dy.shape[1:3], window.padding, window.strides, strict=True
+        (reach - low, n + low - (m - 1) * stride - 1, stride - 1)
+        for reach, n, m, (low, _), stride in zip(
+            _reach(kernel, window), x.shape[1:3], dy.shape[1:3], window.padding, window.strides, strict=True
         )
     ]
     dy = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
-    dx = _shifted_products(dy, jnp.flip(kernel, (0, 1)), Window((1, 1), ((0, 0), (0, 0)), window.groups))
+    dx = _shifted_products(dy, jnp.flip(kernel, (0, 1)), Window((1, 1), NO_PADDING, window.groups, window.dilation))
     return dx, jnp.stack(dkernel).reshape(kernel.shape)
 
 

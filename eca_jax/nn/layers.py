@@ -59,6 +59,7 @@ class Conv(nnx.Conv):
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.feature_group_count,
+            rhs_dilation=self.kernel_dilation,
             training=not self.deterministic,
         )
 

@@ -28,25 +28,26 @@ def conv(*args, **kwargs) -> nnx.Conv:
     )
 
 
-def windows(x: np.ndarray, k: int, stride: int, pad: int, fill: float):
+def windows(x: np.ndarray, k: int, stride: int, pad: int, fill: float, dilation: int = 1):
     """Row and column of every place in the output, and the (b, k, k, c) that the kernel meets there: a view."""
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill)
-    starts = (range(0, padded.shape[axis] - k + 1, stride) for axis in (1, 2))
+    side = (k - 1) * dilation + 1
+    starts = (range(0, padded.shape[axis] - side + 1, stride) for axis in (1, 2))
     for (i, row), (j, column) in itertools.product(*map(enumerate, starts)):
-        yield i, j, np.s_[:, row : row + k, column : column + k], padded
+        yield i, j, np.s_[:, row : row + side : dilation, column : column + side : dilation], padded
 
 
-def by_hand(x, kernel, stride, groups, dy):
+def by_hand(x, kernel, stride, groups, dy, dilation=1):
     """Output, and the gradients of sum(dy * output): every place of the kernel by itself, in float64."""
     k, _, narrow, c_out = kernel.shape
     dense = np.zeros((k, k, x.shape[-1], c_out))
     for o in range(c_out):
         first = o // (c_out // groups) * narrow
         dense[:, :, first : first + narrow, o] = kernel[..., o]
-    pad = (k - 1) // 2
+    pad = (k - 1) // 2 * dilation
     y, ddense = np.zeros(dy.shape), np.zeros(dense.shape)
     dpadded = np.zeros((x.shape[0], x.shape[1] + 2 * pad, x.shape[2] + 2 * pad, x.shape[3]))
-    for i, j, place, padded in windows(x, k, stride, pad, 0.0):
+    for i, j, place, padded in windows(x, k, stride, pad, 0.0, dilation):
         y[:, i, j] = np.einsum("bhwc,hwco->bo", padded[place], dense)
         ddense += np.einsum("bhwc,bo->hwco", padded[place], dy[:, i, j])
         dpadded[place] += np.einsum("bo,hwco->bhwc", dy[:, i, j], dense)
@@ -65,8 +66,20 @@ def by_hand(x, kernel, stride, groups, dy):
 @pytest.mark.parametrize("size", [(6, 6), (5, 8)])
 def test_convolution_and_its_gradients(rng, c_in, c_out, kernel_size, groups, stride, size):
     """1x1 widening and narrowing (many pixels a channel, and few), depthwise, dense, grouped, a stem."""
+    check_against_numpy(rng, c_in, c_out, kernel_size, groups, stride, size)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("c_in", "c_out", "groups"), [(5, 5, 5), (3, 4, 1)])
+@pytest.mark.parametrize(("dilation", "size"), [(2, (6, 9)), (4, (5, 8))])
+def test_dilated_convolution_and_its_gradients(rng, c_in, c_out, groups, stride, dilation, size):
+    """Depthwise and dense; of five rows the middle one has no neighbours at a distance of 4."""
+    check_against_numpy(rng, c_in, c_out, 3, groups, stride, size, dilation)
+
+
+def check_against_numpy(rng, c_in, c_out, kernel_size, groups, stride, size, dilation=1):
     with jax.enable_x64(True):
-        layer = conv(c_in, c_out, kernel_size, stride, groups=groups)
+        layer = conv(c_in, c_out, kernel_size, stride, groups=groups, dilation=dilation)
         kernel = rng.normal(size=(kernel_size, kernel_size, c_in // groups, c_out))
         layer.kernel[...] = jnp.asarray(kernel)
         graph, state = nnx.split(layer)
@@ -75,7 +88,7 @@ def test_convolution_and_its_gradients(rng, c_in, c_out, kernel_size, groups, st
         dy = rng.normal(size=y.shape)
         dstate, dx = pullback(jnp.asarray(dy))
         assert y.dtype == dx.dtype == jnp.float64
-    want = by_hand(x, kernel, stride, groups, dy)
+    want = by_hand(x, kernel, stride, groups, dy, dilation)
     for got, value in zip((y, dx, dstate["kernel"][...]), want, strict=True):
         np.testing.assert_allclose(got, value, **TOLERANCE)
 
@@ -121,16 +134,21 @@ def gradients_of_square(function):
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda", "rocm"])
-@pytest.mark.parametrize(("c_out", "kernel_size", "groups"), [(6, 1, 1), (3, 1, 1), (4, 3, 4)])
-def test_other_platforms_are_given_the_convolution(platform: str, c_out: int, kernel_size: int, groups: int):
+@pytest.mark.parametrize(
+    ("c_out", "kernel_size", "groups", "dilation"), [(6, 1, 1, 1), (3, 1, 1, 1), (4, 3, 4, 1), (4, 3, 4, 2)]
+)
+def test_other_platforms_are_given_the_convolution(
+    platform: str, c_out: int, kernel_size: int, groups: int, dilation: int
+):
     arrays = jnp.zeros((2, 8, 8, 4)), jnp.zeros((kernel_size, kernel_size, 4 // groups, c_out))
-    pad = (kernel_size - 1) // 2
+    pad = (kernel_size - 1) // 2 * dilation
     ours, plain = (
         gradients_of_square(
             functools.partial(
                 function,
                 **{name: (2, 2)},
                 padding=((pad, pad), (pad, pad)),
+                rhs_dilation=(dilation, dilation),
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=groups,
             )
