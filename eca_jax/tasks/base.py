@@ -105,12 +105,19 @@ class Task(TypedFields):
 
     # Training.
 
+    def whole_batch(self, batch: Batch) -> Batch:
+        """The batch with another leaf (b, ...), where the loss of an example depends on the others (their mean weight).
+
+        In the jitted step, before `optim.accumulate` cuts the global batch into parts, whose losses are averaged.
+        """
+        return batch
+
     def loss(self, model: Any, batch: Batch, key: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, Sums]:
         """(the loss to differentiate, totals for the log), in the jitted step.
 
         Args:
           model: in training mode.
-          batch: global.
+          batch: global (or one of its parts), after `whole_batch`.
           key: of this step: for dropout and all else that is random.
           dtype: of the images as they enter the network.
         """

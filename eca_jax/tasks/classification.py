@@ -1,6 +1,7 @@
 """Image classification: one right class an image (several in ImageNet-ReaL, which is an evaluation only)."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from jax.typing import DTypeLike
 
 from eca_jax.data.preprocess import begin_train_image, eval_image, normalise
 from eca_jax.data.records import Source
-from eca_jax.errors import EcaJaxError, expect_one_of, expect_share
+from eca_jax.errors import MOST_KNOWN, EcaJaxError, expect_one_of, expect_share
 from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task, most_probable, top_classes
 from eca_jax.tasks.mix import MixConfig, mix
 
@@ -28,6 +29,10 @@ class Classification(Task):
     loss_function: str = "softmax"
     """'softmax': cross entropy. 'sigmoid': binary cross entropy of every class, averaged over the classes."""
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
+    """Of the loss function softmax, as of PyTorch's CrossEntropyLoss: one for each class of the data set, in its order.
+    The sum over the global batch is divided by the weights of its labels; of mixed labels by the number of examples.
+    Empty: all classes count alike."""
     target_threshold: float | None = None
     """Of the loss function sigmoid: targets above it (after smoothing and mixing) become 1, the others 0."""
 
@@ -38,6 +43,12 @@ class Classification(Task):
     def __post_init__(self):
         expect_one_of("loss_function", self.loss_function, LOSSES)
         expect_share("label_smoothing", self.label_smoothing)
+        if not all(0 <= weight < math.inf for weight in self.class_weights):
+            raise EcaJaxError(f"class_weights: expected numbers of 0 or more, got {self.class_weights}")
+        if self.class_weights and not any(self.class_weights):
+            raise EcaJaxError("class_weights: all are 0, so that nothing would be trained; give some class another")
+        if self.class_weights and self.loss_function != "softmax":
+            raise EcaJaxError(f"class_weights: is of loss_function softmax, which is {self.loss_function}")
         if self.target_threshold is not None:
             expect_share("target_threshold", self.target_threshold)
             if self.loss_function != "sigmoid":
@@ -56,6 +67,16 @@ class Classification(Task):
             raise EcaJaxError(
                 f"data set {train.name!r} has several labels an image, which is only for `eca-jax evaluate`; "
                 "the task MultiLabel trains on it"
+            )
+        self._check_weights(train.class_names)
+
+    def _check_weights(self, classes: Sequence[object]) -> None:
+        """Refuses another number of weights than of classes."""
+        if self.class_weights and len(self.class_weights) != len(classes):
+            named = ", ".join(map(str, classes[:MOST_KNOWN])) + (", …" if len(classes) > MOST_KNOWN else "")
+            raise EcaJaxError(
+                f"class_weights: expected one for each of the {len(classes)} classes ({named}), "
+                f"got {len(self.class_weights)}"
             )
 
     def train_example(self, record: Any, source: Source, rng: np.random.Generator, batch_shape: Any) -> Finish:
@@ -80,7 +101,15 @@ class Classification(Task):
             "mask": jax.ShapeDtypeStruct((batch_size,), np.float32),
         }
 
+    def whole_batch(self, batch: Batch) -> Batch:
+        """With the mean weight of its labels, by which their losses are divided; those of mixed labels are not."""
+        if not self.class_weights or self.examples_together > 1:
+            return batch
+        weights = jnp.asarray(self.class_weights)[batch["label"]]
+        return batch | {"mean_weight": jnp.broadcast_to(weights.mean(), weights.shape)}
+
     def loss(self, model: Any, batch: Batch, key: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, Sums]:
+        self._check_weights(range(model.architecture.num_classes))
         dropout_key, mix_key = jax.random.split(key)
         image = normalise(batch["image"], self.preprocess, dtype)
         targets = optax.smooth_labels(
@@ -89,10 +118,14 @@ class Classification(Task):
         image, targets = mix(image, targets.astype(dtype), mix_key, self.mix)
         logits = model(image, rngs=nnx.Rngs(dropout=dropout_key))
         losses = self.losses(logits, targets)
+        if "mean_weight" in batch:
+            losses = losses / batch["mean_weight"]
         return losses.mean(), score(logits, batch, losses)
 
     def losses(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
-        """Logits and targets (b, classes) -> the loss of every example (b)."""
+        """Logits and targets (b, classes) -> the loss of every example (b), with the weights of its classes."""
+        if self.class_weights:
+            targets = targets * jnp.asarray(self.class_weights)  # in float32, whatever the network computes in
         if self.loss_function == "softmax":
             return optax.softmax_cross_entropy(logits, targets)
         if self.target_threshold is not None:

@@ -71,6 +71,7 @@ def make_gradients(config: Config, network: Network) -> Callable[[TrainState, Ba
 
     def gradients(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        batch = config.task.whole_batch(batch)
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         if optim.accumulate == 1:
             return grad_fn(state.params, state.batch_stats, batch, key)

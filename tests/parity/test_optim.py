@@ -1,6 +1,7 @@
 """Optimisers, schedules and losses against PyTorch's and timm's own, in float64."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 
+from eca_jax.data.preprocess import PreprocessConfig, normalise
 from eca_jax.optim import OptimConfig, learning_rate, make_optimizer
 from eca_jax.tasks import Classification
+from eca_jax.tasks.mix import MixConfig, mix
 
 torch = pytest.importorskip("torch")
 timm_optim = pytest.importorskip("timm.optim")
@@ -121,3 +124,49 @@ def test_the_losses_are_timm_s(rng, threshold):
             found = soft.losses(jnp.asarray(logits), jnp.asarray(targets.numpy())).mean()
             expected = timm_loss.SoftTargetCrossEntropy()(torch.tensor(logits), targets)
             np.testing.assert_allclose(found, expected.item(), rtol=1e-12)
+
+
+class Linear:
+    """(b, h, w, 3) -> the mean colour times a matrix."""
+
+    def __init__(self, matrix):
+        self.matrix = matrix
+        self.architecture = types.SimpleNamespace(num_classes=matrix.shape[1])
+
+    def __call__(self, x, *, rngs=None):
+        return x.mean((1, 2)) @ self.matrix
+
+
+@pytest.mark.parametrize(
+    ("mixed", "smoothing", "dtype", "rtol"),
+    [
+        (MixConfig(), 0.0, np.float64, 1e-12),
+        (MixConfig(), 0.1, np.float64, 1e-12),
+        (MixConfig(), 0.1, np.float32, 1e-5),
+        (MixConfig(0.4, 1.0), 0.1, np.float64, 1e-12),
+    ],
+    ids=["labels", "smoothed labels", "float32", "mixed labels"],
+)
+def test_class_weights_are_pytorch_s(rng, mixed, smoothing, dtype, rtol):
+    """Loss and gradient of CrossEntropyLoss(weight, label_smoothing), of labels and of soft targets."""
+    preprocess = PreprocessConfig(image_size=6, eval_resize=6)
+    weights = (1.0, 2.0, 0.5, 0.0, 30.0)
+    task = Classification(preprocess, mix=mixed, label_smoothing=smoothing, class_weights=weights)
+    matrix, label = rng.normal(size=(3, 5)).astype(dtype), rng.integers(5, size=16).astype(np.int32)
+    image = rng.integers(256, size=(16, 6, 6, 3), dtype=np.uint8)
+    criterion = torch.nn.CrossEntropyLoss(torch.tensor(weights, dtype=torch.float64), label_smoothing=smoothing)
+    key = jax.random.key(0)
+    with jax.enable_x64(dtype == np.float64):
+        batch = task.whole_batch({"image": jnp.asarray(image), "label": jnp.asarray(label), "mask": jnp.ones(16)})
+        step = jax.value_and_grad(lambda m: task.loss(Linear(m), batch, key, dtype), has_aux=True)
+        (loss, _), gradient = jax.jit(step)(jnp.asarray(matrix))
+        one_hot = jnp.asarray(np.eye(5, dtype=dtype)[label])
+        seen, targets = mix(normalise(batch["image"], preprocess, dtype), one_hot, jax.random.split(key)[1], mixed)
+        colours = np.asarray(seen.mean((1, 2)), np.float64)
+    theirs = torch.tensor(matrix, dtype=torch.float64, requires_grad=True)
+    logits = torch.tensor(colours) @ theirs
+    soft = mixed.mixup_alpha > 0
+    expected = criterion(logits, torch.tensor(np.asarray(targets, np.float64)) if soft else torch.tensor(label).long())
+    expected.backward()
+    np.testing.assert_allclose(loss, expected.item(), rtol=rtol)
+    np.testing.assert_allclose(gradient, theirs.grad.numpy(), rtol=rtol, atol=rtol)
