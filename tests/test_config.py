@@ -157,6 +157,12 @@ class Own(Classification):
         (lambda: ModelConfig(attention={"kernel_sizes": 3.5}), "attention.kernel_sizes: expected a whole number or"),
         (lambda: PreprocessConfig(std=0.5), "preprocess.std: expected (a number, a number, a number), got 0.5"),
         (lambda: PreprocessConfig(mean=object()), "preprocess.mean: expected (a number, a number, a number), got <obj"),
+        (lambda: PreprocessConfig(vertical_flip=0.5), "preprocess.vertical_flip: expected True or False, got 0.5"),
+        (
+            lambda: PreprocessConfig(color_jitter=0.4),
+            "preprocess.color_jitter: expected (a number, a number, a number,",
+        ),
+        (lambda: PreprocessConfig(color_jitter=(0.4,) * 3), "preprocess.color_jitter: expected (a number, a number,"),
         (lambda: MixConfig("0.2"), "mix.mixup_alpha: expected a number, got '0.2'"),
         (lambda: Classification(preprocess=MixConfig()), "preprocess: expected PreprocessConfig, got MixConfig("),
         (lambda: MultiLabel(threshold="0.5"), "threshold: expected a number, got '0.5'"),

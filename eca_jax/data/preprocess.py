@@ -19,6 +19,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from PIL import Image
 
+from eca_jax.data.color_jitter import color_jitter
 from eca_jax.data.jpeg import Box, open_jpeg, reduction_for
 from eca_jax.data.randaugment import MAX_MAGNITUDE, rand_augment
 from eca_jax.data.resample import resize_lines, taps
@@ -74,6 +75,11 @@ class PreprocessConfig(TypedFields, at="preprocess"):
     """Subtracted from the pixels (0 to 1), a channel each."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Divides the result."""
+    vertical_flip: bool = False
+    """Turn half of the training images upside down."""
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """torchvision's ColorJitter(brightness, contrast, saturation, hue), after crop, flips and RandAugment; timm's 0.4 is
+    0.4 0.4 0.4 0."""
 
     def __post_init__(self):
         if self.augment not in AUGMENTATIONS:
@@ -103,6 +109,9 @@ class PreprocessConfig(TypedFields, at="preprocess"):
             raise EcaJaxError(f"preprocess.crop_area: expected 0 < smallest <= largest <= 1, got {self.crop_area}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1] < math.inf:
             raise EcaJaxError(f"preprocess.crop_ratio: expected 0 < smallest <= largest, got {self.crop_ratio}")
+        self._check_augmentation()
+
+    def _check_augmentation(self):
         if self.pad < 0:
             raise EcaJaxError(f"preprocess.pad: expected 0 or more, got {self.pad}")
         if self.augment == "pad_and_crop" and self.pad >= self.train_size:
@@ -114,6 +123,11 @@ class PreprocessConfig(TypedFields, at="preprocess"):
             raise EcaJaxError(f"preprocess.randaugment: expected 0 to {MAX_MAGNITUDE}, got {self.randaugment}")
         if not 0 <= self.randaugment_std < math.inf:
             raise EcaJaxError(f"preprocess.randaugment_std: expected 0 or more, got {self.randaugment_std}")
+        if not all(0 <= strength < math.inf for strength in self.color_jitter) or self.color_jitter[-1] > 0.5:
+            raise EcaJaxError(
+                "preprocess.color_jitter: expected brightness, contrast and saturation of 0 or more and a hue of at "
+                f"most 0.5, got {self.color_jitter}"
+            )
 
     @property
     def train_size(self) -> int:
@@ -237,35 +251,41 @@ def begin_train_image(data: bytes, rng: np.random.Generator, config: PreprocessC
         reduction = reduction_for((width, height), config.train_size)
         pixels, box = jpeg.decode((left, top, width, height), reduction)
         pixels = resize(pixels, box, config.train_size, train_filter(config, rng))
-        return flip_and_randaugment(pixels, rng, config)
+        return after_crop(pixels, rng, config)
 
     return finish
 
 
 def augment(image: Image.Image, rng: np.random.Generator, config: PreprocessConfig) -> np.ndarray:
-    """Crop, flip, RandAugment: timm's order."""
+    """Crop, flips, RandAugment, colour jitter: timm's order."""
     if config.augment == "random_resized_crop":
-        return flip_and_randaugment(random_resized_crop(image, config, rng), rng, config)
+        return after_crop(random_resized_crop(image, config, rng), rng, config)
     image = resize_and_crop(image, config.train_size, config.train_size, train_filter(config, rng))
     if config.augment == "pad_and_crop":
         image = pad_and_crop(image, config.pad, rng)
-    return flip_and_randaugment(np.asarray(image), rng, config)
+    return after_crop(np.asarray(image), rng, config)
 
 
-def flip_and_randaugment(pixels: np.ndarray, rng: np.random.Generator, config: PreprocessConfig) -> np.ndarray:
-    """What comes after the crop."""
+def after_crop(pixels: np.ndarray, rng: np.random.Generator, config: PreprocessConfig) -> np.ndarray:
+    """What comes after the crop; nothing is drawn for what is not asked for."""
     if config.flip and rng.random() < 0.5:  # a multiple of 2^-53 below 1: exactly half of the values are less
         pixels = mirrored(pixels)
-    if config.randaugment is None:
+    if config.vertical_flip and rng.random() < 0.5:
+        pixels = np.ascontiguousarray(pixels[::-1])
+    if config.randaugment is None and not any(config.color_jitter):
         return pixels
-    image = rand_augment(
-        Image.fromarray(pixels),
-        rng,
-        magnitude=config.randaugment,
-        std=config.randaugment_std,
-        resample=lambda: train_filter(config, rng),
-        fill=tuple(min(255, round(255 * mean)) for mean in config.mean),
-    )
+    image = Image.fromarray(pixels)
+    if config.randaugment is not None:
+        image = rand_augment(
+            image,
+            rng,
+            magnitude=config.randaugment,
+            std=config.randaugment_std,
+            resample=lambda: train_filter(config, rng),
+            fill=tuple(min(255, round(255 * mean)) for mean in config.mean),
+        )
+    if any(config.color_jitter):
+        image = color_jitter(image, rng, config.color_jitter)
     return np.asarray(image)
 
 

@@ -1,5 +1,6 @@
 """Images in every mode that files have, and augmentations that stay inside their bounds."""
 
+import collections
 import dataclasses
 import io
 import json
@@ -148,6 +149,18 @@ def test_flip_mirrors():
     straight = train_image(encode(GRADIENT), np.random.default_rng(0), dataclasses.replace(config, flip=False))
     seen = {train_image(encode(GRADIENT), np.random.default_rng(seed), config).tobytes() for seed in range(50)}
     assert seen == {straight.tobytes(), straight[:, ::-1].tobytes()}
+
+
+def test_half_is_turned_upside_down_whether_or_not_it_is_mirrored():
+    config = PreprocessConfig(image_size=20, eval_resize=20, augment="none", vertical_flip=True)
+    straight = train_image(encode(GRADIENT), np.random.default_rng(0), dataclasses.replace(config, flip=False))
+    straight = straight if straight[0].sum() < straight[-1].sum() else straight[::-1]
+    seen = collections.Counter(
+        train_image(encode(GRADIENT), np.random.default_rng(seed), config).tobytes() for seed in range(400)
+    )
+    turned = (straight, straight[:, ::-1], straight[::-1], straight[::-1, ::-1])
+    assert seen.keys() == {pixels.tobytes() for pixels in turned}
+    assert all(abs(count - 100) < 4.5 * np.sqrt(400 * 1 / 4 * 3 / 4) for count in seen.values())
 
 
 def test_exactly_half_is_mirrored():
@@ -360,6 +373,9 @@ def test_an_image_of_too_many_pixels_is_refused(monkeypatch, kind, augment):
         {"randaugment": 10.5},
         {"randaugment": float("nan")},
         {"randaugment_std": -0.5},
+        {"color_jitter": (-0.1, 0.0, 0.0, 0.0)},
+        {"color_jitter": (0.4, float("nan"), 0.4, 0.0)},
+        {"color_jitter": (0.4, 0.4, 0.4, 0.6)},
     ],
 )
 def test_a_value_that_cannot_work_is_refused(fields):

@@ -17,10 +17,17 @@ timm_data = pytest.importorskip("timm.data")
 
 from timm.data import auto_augment  # noqa: E402
 from timm.data.transforms import RandomResizedCropAndInterpolation  # noqa: E402
-from torchvision.transforms import RandomHorizontalFlip, RandomResizedCrop  # noqa: E402
+from torchvision.transforms import (  # noqa: E402
+    ColorJitter,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomVerticalFlip,
+    functional as F,
+)
 
 from eca_jax.data import preprocess  # noqa: E402
-from eca_jax.data.preprocess import INTERPOLATIONS, PreprocessConfig, crop_box  # noqa: E402
+from eca_jax.data.color_jitter import ADJUSTMENTS, color_jitter, draw_adjustments  # noqa: E402
+from eca_jax.data.preprocess import INTERPOLATIONS, PreprocessConfig, crop_box, train_image  # noqa: E402
 from eca_jax.data.randaugment import NUM_OPERATIONS, OPERATIONS, PROBABILITY, draw_operations  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -186,3 +193,85 @@ def test_operations_and_their_strength_have_timm_s_distribution():
     for name in ours:
         assert abs(len(ours[name]) - len(theirs[name])) < 5 * math.sqrt(2 * DRAWS / 15), name  # near Poisson's
         assert stats.ks_2samp(ours[name], theirs[name], method="asymp").pvalue > P, name
+
+
+def photographs() -> list[Image.Image]:
+    """Of two sizes, one with noise of every value, one grey."""
+    china, flower = (Image.open(PHOTOS / file).convert("RGB") for file in ("china.jpg", "flower.jpg"))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8))
+    return [china.resize((96, 96)), flower.crop((201, 120, 300, 190)), noise, china.convert("L").convert("RGB")]
+
+
+STRENGTHS = [(0.4, 0.4, 0.4, 0.1), (0.4, 0.4, 0.4, 0.0), (2.5, 3.0, 2.0, 0.5), (0.0, 0.0, 0.0, 0.5)]
+"""timm's with a hue, its --color-jitter 0.4, stronger than is sensible, and the hue alone."""
+
+
+@pytest.mark.parametrize("strengths", STRENGTHS)
+def test_colours_are_jittered_to_torchvision_s_pixels(strengths):
+    for image in photographs():
+        for seed in range(60):
+            theirs = image
+            for name, factor in draw_adjustments(np.random.default_rng(seed), strengths):
+                theirs = getattr(F, f"adjust_{name}")(theirs, factor)
+            ours = color_jitter(image, np.random.default_rng(seed), strengths)
+            np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs), err_msg=f"{image.size} {seed}")
+
+
+def test_orders_and_factors_have_torchvision_s_distribution():
+    """One that is not asked for is drawn by torchvision too, as None."""
+    strengths, draws = (0.4, 1.5, 0.0, 0.1), 20_000
+    torch.manual_seed(0)
+    jitter = ColorJitter(*strengths)
+    orders, theirs = collections.Counter(), collections.defaultdict(list)
+    for _ in range(draws):
+        order, *factors = ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        drawn = [(list(ADJUSTMENTS)[i], factors[i]) for i in order if factors[i] is not None]
+        orders[tuple(name for name, _ in drawn)] += 1
+        for name, factor in drawn:
+            theirs[name].append(factor)
+    rng, our_orders, ours = np.random.default_rng(0), collections.Counter(), collections.defaultdict(list)
+    for _ in range(draws):
+        drawn = draw_adjustments(rng, strengths)
+        our_orders[tuple(name for name, _ in drawn)] += 1
+        for name, factor in drawn:
+            ours[name].append(factor)
+    assert ours.keys() == theirs.keys() == {"brightness", "contrast", "hue"}
+    for name in ours:
+        assert stats.ks_2samp(ours[name], theirs[name], method="asymp").pvalue > P, name
+    assert our_orders.keys() == orders.keys()
+    assert stats.chi2_contingency([[our_orders[key], orders[key]] for key in orders]).pvalue > P
+
+
+def test_flips_and_jitter_stand_where_timm_has_them(monkeypatch):
+    """Of timm, colour is jittered beside RandAugment where it is told to (force_color_jitter)."""
+    chain = timm_data.transforms_factory.transforms_imagenet_train(
+        vflip=0.5, color_jitter=0.4, force_color_jitter=True, auto_augment="rand-m7-mstd0.5-inc1"
+    ).transforms
+    kinds = [RandomResizedCropAndInterpolation, RandomHorizontalFlip, RandomVerticalFlip, auto_augment.RandAugment]
+    assert [type(part) for part in chain[:5]] == [*kinds, ColorJitter]
+    assert [chain[4].brightness, chain[4].contrast, chain[4].saturation, chain[4].hue] == [(0.6, 1.4)] * 3 + [None]
+
+    steps = []
+    for name in ("rand_augment", "color_jitter"):
+        monkeypatch.setattr(
+            preprocess, name, lambda image, *_, name=name, **__: steps.append((name, np.asarray(image))) or image
+        )
+    config = PreprocessConfig(
+        image_size=20,
+        eval_resize=20,
+        augment="none",
+        vertical_flip=True,
+        randaugment=7,
+        color_jitter=(0.4, 0.4, 0.4, 0),
+    )
+    image = Image.open(PHOTOS / "china.jpg")
+    straight = preprocess.resize_and_crop(image, 20, 20, INTERPOLATIONS["bilinear"])
+    ways = [f(g(straight)) for f in (F.vflip, lambda image: image) for g in (F.hflip, lambda image: image)]
+    seen = set()
+    for seed in range(40):
+        pixels = train_image((PHOTOS / "china.jpg").read_bytes(), np.random.default_rng(seed), config)
+        assert [name for name, _ in steps] == ["rand_augment", "color_jitter"]
+        assert all(np.array_equal(seen_by, pixels) for _, seen_by in steps)  # both after the flips
+        steps.clear()
+        seen.add(next(i for i, way in enumerate(ways) if np.array_equal(np.asarray(way), pixels)))
+    assert seen == {0, 1, 2, 3}
