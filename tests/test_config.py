@@ -73,6 +73,10 @@ def test_the_configurations_load_and_survive_json(path):
         (lambda: ModelConfig(drop_path=1.0), "model.drop_path: expected 0 <= drop_path < 1, got 1.0"),
         (lambda: ModelConfig(skip=("fc.*",)), "model.skip: .* is of model.pretrained, which is not given"),
         (lambda: ModelConfig("resnet50", attention="ecaa"), "unknown attention 'ecaa'. Did you mean eca"),
+        (
+            lambda: PreprocessConfig(random_erasing_mode="noise"),
+            "preprocess.random_erasing_mode: expected one of const, rand, pixel, got 'noise'",
+        ),
         (lambda: MixConfig(mixup_alpha=-1), "mix.mixup_alpha: expected 0 or more, got -1"),
         (lambda: OptimConfig("adam"), "optim.name: expected one of sgd, adamw, lars, lamb, got 'adam'"),
         (lambda: OptimConfig("adamw", betas=(0.9, 1.0)), "optim.betas: expected 0 <= betas < 1, got 1.0"),
@@ -163,6 +167,7 @@ class Own(Classification):
             "preprocess.color_jitter: expected (a number, a number, a number,",
         ),
         (lambda: PreprocessConfig(color_jitter=(0.4,) * 3), "preprocess.color_jitter: expected (a number, a number,"),
+        (lambda: PreprocessConfig(random_erasing="pixel"), "preprocess.random_erasing: expected a number, got 'pixel'"),
         (lambda: MixConfig("0.2"), "mix.mixup_alpha: expected a number, got '0.2'"),
         (lambda: Classification(preprocess=MixConfig()), "preprocess: expected PreprocessConfig, got MixConfig("),
         (lambda: MultiLabel(threshold="0.5"), "threshold: expected a number, got '0.5'"),

@@ -23,7 +23,7 @@ from eca_jax.data.color_jitter import color_jitter
 from eca_jax.data.jpeg import Box, open_jpeg, reduction_for
 from eca_jax.data.randaugment import MAX_MAGNITUDE, rand_augment
 from eca_jax.data.resample import resize_lines, taps
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, expect_one_of
 from eca_jax.plain import TypedFields
 
 try:
@@ -32,6 +32,9 @@ except ImportError:  # ARM Linux: there is no wheel
     cykooz_resizer = None
 
 AUGMENTATIONS = ("random_resized_crop", "pad_and_crop", "none")
+ERASING_MODES = ("const", "rand", "pixel")
+MOST_ERASED = 10
+"""Rectangles in an image: each is a pass over the batch."""
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "catmull_rom"}
 """Pillow's -> cykooz-resizer's: its bicubic is Catmull and Rom's, with a = -1/2."""
@@ -78,8 +81,16 @@ class PreprocessConfig(TypedFields, at="preprocess"):
     vertical_flip: bool = False
     """Turn half of the training images upside down."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """torchvision's ColorJitter(brightness, contrast, saturation, hue), after crop, flips and RandAugment; timm's 0.4 is
-    0.4 0.4 0.4 0."""
+    """torchvision's ColorJitter(brightness, contrast, saturation, hue), after crop, flips and RandAugment; timm's 0.4
+    is 0.4 0.4 0.4 0."""
+    random_erasing: float = 0.0
+    """The share of the training images in which a rectangle is erased, on the device, after normalisation and mixing
+    (timm's --reprob)."""
+    random_erasing_mode: str = "pixel"
+    """What takes the rectangle's place (timm's --remode): 'const' (0, the mean colour), 'rand' (a colour of normal
+    noise) or 'pixel' (normal noise in every pixel)."""
+    random_erasing_count: int = 1
+    """The most rectangles in an image (timm's --recount), which share the area that one would have."""
 
     def __post_init__(self):
         if self.augment not in AUGMENTATIONS:
@@ -127,6 +138,13 @@ class PreprocessConfig(TypedFields, at="preprocess"):
             raise EcaJaxError(
                 "preprocess.color_jitter: expected brightness, contrast and saturation of 0 or more and a hue of at "
                 f"most 0.5, got {self.color_jitter}"
+            )
+        if not 0 <= self.random_erasing <= 1:
+            raise EcaJaxError(f"preprocess.random_erasing: expected a share of 0 to 1, got {self.random_erasing}")
+        expect_one_of("preprocess.random_erasing_mode", self.random_erasing_mode, ERASING_MODES)
+        if not 1 <= self.random_erasing_count <= MOST_ERASED:
+            raise EcaJaxError(
+                f"preprocess.random_erasing_count: expected 1 to {MOST_ERASED}, got {self.random_erasing_count}"
             )
 
     @property

@@ -16,6 +16,7 @@ from eca_jax.data.preprocess import begin_train_image, eval_image, normalise
 from eca_jax.data.records import Source
 from eca_jax.errors import MOST_KNOWN, EcaJaxError, expect_one_of, expect_share
 from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task, most_probable, top_classes
+from eca_jax.tasks.erasing import erase
 from eca_jax.tasks.mix import MixConfig, mix
 
 LOSSES = ("softmax", "sigmoid")
@@ -116,6 +117,7 @@ class Classification(Task):
             jax.nn.one_hot(batch["label"], model.architecture.num_classes), self.label_smoothing
         )
         image, targets = mix(image, targets.astype(dtype), mix_key, self.mix)
+        image = erase(image, key, self.preprocess)
         logits = model(image, rngs=nnx.Rngs(dropout=dropout_key))
         losses = self.losses(logits, targets)
         if "mean_weight" in batch:

@@ -15,6 +15,7 @@ from eca_jax.data.preprocess import begin_train_image, eval_image, normalise
 from eca_jax.data.records import Source
 from eca_jax.errors import EcaJaxError, expect_share
 from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task, most_probable, top_classes
+from eca_jax.tasks.erasing import erase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,8 @@ class MultiLabel(Task):
         }
 
     def loss(self, model: Any, batch: Batch, key: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, Sums]:
-        logits = model(normalise(batch["image"], self.preprocess, dtype), rngs=nnx.Rngs(dropout=key))
+        image = erase(normalise(batch["image"], self.preprocess, dtype), key, self.preprocess)
+        logits = model(image, rngs=nnx.Rngs(dropout=key))
         losses = _losses(logits, batch)
         return losses.mean(), _sums(losses, batch)
 

@@ -163,6 +163,18 @@ def test_half_is_turned_upside_down_whether_or_not_it_is_mirrored():
     assert all(abs(count - 100) < 4.5 * np.sqrt(400 * 1 / 4 * 3 / 4) for count in seen.values())
 
 
+def test_erasing_is_left_to_the_device():
+    """Neither the pixels nor what is drawn for them changes."""
+    data, config = encode(GRADIENT), PreprocessConfig(image_size=8, eval_resize=8)
+    rngs = [np.random.default_rng(0) for _ in range(2)]
+    plain, asked = (
+        train_image(data, rng, dataclasses.replace(config, random_erasing=share))
+        for rng, share in zip(rngs, (0.0, 1.0), strict=True)
+    )
+    np.testing.assert_array_equal(plain, asked)
+    assert rngs[0].random() == rngs[1].random()
+
+
 def test_exactly_half_is_mirrored():
     """Over 10^5 (seed, epoch, example, copy), and whether one is says nothing about the next, epoch or example.
 
@@ -376,6 +388,11 @@ def test_an_image_of_too_many_pixels_is_refused(monkeypatch, kind, augment):
         {"color_jitter": (-0.1, 0.0, 0.0, 0.0)},
         {"color_jitter": (0.4, float("nan"), 0.4, 0.0)},
         {"color_jitter": (0.4, 0.4, 0.4, 0.6)},
+        {"random_erasing": 1.5},
+        {"random_erasing": float("nan")},
+        {"random_erasing_mode": "noise"},
+        {"random_erasing_count": 0},
+        {"random_erasing_count": 11},
     ],
 )
 def test_a_value_that_cannot_work_is_refused(fields):

@@ -5,6 +5,7 @@ import math
 import pathlib
 import random
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ pytest.importorskip("torchvision")
 timm_data = pytest.importorskip("timm.data")
 
 from timm.data import auto_augment  # noqa: E402
+from timm.data.random_erasing import RandomErasing  # noqa: E402
 from timm.data.transforms import RandomResizedCropAndInterpolation  # noqa: E402
 from torchvision.transforms import (  # noqa: E402
     ColorJitter,
@@ -29,6 +31,7 @@ from eca_jax.data import preprocess  # noqa: E402
 from eca_jax.data.color_jitter import ADJUSTMENTS, color_jitter, draw_adjustments  # noqa: E402
 from eca_jax.data.preprocess import INTERPOLATIONS, PreprocessConfig, crop_box, train_image  # noqa: E402
 from eca_jax.data.randaugment import NUM_OPERATIONS, OPERATIONS, PROBABILITY, draw_operations  # noqa: E402
+from eca_jax.tasks.erasing import erase, rectangles  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -275,3 +278,59 @@ def test_flips_and_jitter_stand_where_timm_has_them(monkeypatch):
         steps.clear()
         seen.add(next(i for i, way in enumerate(ways) if np.array_equal(np.asarray(way), pixels)))
     assert seen == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("size", "probability", "count", "untouched"),
+    [
+        ((32, 32), 0.6, 1, (0.35, 0.45)),
+        ((24, 40), 1.0, 1, (0, 0.01)),
+        ((5, 60), 1.0, 1, (0.02, 0.9)),  # few rectangles fit
+        ((30, 40), 0.6, 3, (0.35, 0.45)),
+    ],
+)
+def test_what_is_erased_has_timm_s_distribution(size, probability, count, untouched):
+    """Area, sides, aspect and place of what is erased, by Kolmogorov and Smirnov's test of two samples; and how often
+    nothing is. Of several rectangles, which overlap, the box around them."""
+    draws = 8000
+    random.seed(0)
+    erasing = RandomErasing(probability, mode="const", max_count=count, device="cpu")
+    theirs = (erasing(torch.ones(draws, 1, *size)) == 0).numpy()[:, 0]
+    ours = np.asarray(jax.jit(lambda: rectangles(jax.random.key(0), (draws, *size), probability, count).any(1))())
+
+    none = [int((~masks.any((1, 2))).sum()) for masks in (ours, theirs)]
+    share = sum(none) / (2 * draws)
+    assert abs(none[0] - none[1]) <= 5 * math.sqrt(2 * draws * share * (1 - share))
+    assert untouched[0] <= share <= untouched[1]
+    ours, theirs = (features(masks[masks.any((1, 2))]) for masks in (ours, theirs))
+    for name in ours:
+        assert stats.ks_2samp(ours[name], theirs[name], method="asymp").pvalue > P, name
+
+
+def features(masks: np.ndarray) -> dict[str, np.ndarray]:
+    """(n, h, w), each with something in it -> values (n) by name."""
+    rows, columns = masks.any(2), masks.any(1)
+    top, left = rows.argmax(1), columns.argmax(1)
+    height = rows.shape[1] - rows[:, ::-1].argmax(1) - top
+    width = columns.shape[1] - columns[:, ::-1].argmax(1) - left
+    sides = {"top": top, "left": left, "height": height, "width": width}
+    below, right = np.maximum(rows.shape[1] - height, 1), np.maximum(columns.shape[1] - width, 1)
+    return sides | {"area": masks.sum((1, 2)), "aspect": height / width, "down": top / below, "across": left / right}
+
+
+@pytest.mark.parametrize("mode", ["rand", "pixel"])
+def test_noise_is_timm_s(mode):
+    """Of a batch whose images are erased with certainty: as many different values in a rectangle, and their share."""
+    size, draws = (16, 20), 400
+    random.seed(0)
+    torch.manual_seed(0)
+    theirs = RandomErasing(1.0, mode=mode, device="cpu")(torch.full((draws, 3, *size), 100.0)).permute(0, 2, 3, 1)
+    config = PreprocessConfig(random_erasing=1.0, random_erasing_mode=mode)
+    ours = jax.jit(lambda x: erase(x, jax.random.key(0), config))(np.full((draws, *size, 3), 100, np.float32))
+    values = []
+    for images in (np.asarray(ours), theirs.numpy()):
+        assert ((images != 100).all(-1) == (images != 100).any(-1)).all()  # all channels
+        noise = [image[image[..., 0] != 100] for image in images]
+        assert {len(np.unique(pixels, axis=0)) for pixels in noise if len(pixels)} <= {1} or mode == "pixel"
+        values.append(np.concatenate([np.unique(pixels, axis=0) for pixels in noise]).ravel())
+    assert stats.ks_2samp(*values, method="asymp").pvalue > P

@@ -99,7 +99,12 @@ def with_optim(base: Config, **fields) -> Config:
             {"batch_norm_group": 2, "drop_path": 0.5},
             {
                 "optim": OptimConfig("lamb", lr=0.005, ema_decay=0.9, accumulate=2, clip_norm=1.0, decay_vectors=False),
-                "task": dataclasses.replace(CONFIG.task, mix=MixConfig(0.2, 1.0), label_smoothing=0.0),
+                "task": dataclasses.replace(
+                    CONFIG.task,
+                    preprocess=dataclasses.replace(CONFIG.task.preprocess, random_erasing=0.5),
+                    mix=MixConfig(0.2, 1.0),
+                    label_smoothing=0.0,
+                ),
             },
             marks=pytest.mark.slow,
         ),
