@@ -15,6 +15,14 @@ from eca_jax.errors import EcaJaxError
 _DIGEST_SIZE = 16
 
 
+class NotTheRecord(Exception):
+    """A function of the user's own failed on a record: `cause` is for the user to see, and no record is bad."""
+
+    def __init__(self, cause: Exception):
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 class BadRecords:
     """The distinct records that could not be read since the process started; any thread may add one.
 

@@ -11,7 +11,7 @@ class DataConfig(TypedFields, at="data"):
     """Where the images come from."""
 
     name: str = "imagenet2012"
-    """A TFDS name, 'digits', or 'folder:/path'."""
+    """A TFDS name, 'digits', 'folder:/path' or 'csv:/path'; 'python' in a run whose data were given to `train`."""
     data_dir: str | None = None
     """Where TFDS data sets are; None is TFDS's default."""
     train_split: str = "train"
@@ -27,9 +27,9 @@ class DataConfig(TypedFields, at="data"):
     """Unreadable images and records, in all processes together, with which the run goes on. Each is named on stderr; in
     training the next example takes its place, in evaluation it does not count. A restarted run counts anew."""
     image_key: str | None = None
-    """Of a TFDS data set with several images an example: the feature's name."""
+    """Of a TFDS data set with several images an example, or of rows given in Python: the image's name."""
     label_key: str | None = None
-    """Of a TFDS data set with several labels: likewise."""
+    """Of the label: likewise."""
 
     @property
     def keys(self) -> tuple[str | None, str | None]:

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from eca_jax.data.bad_records import BadRecords
+from eca_jax.data.bad_records import BadRecords, NotTheRecord
 from eca_jax.data.records import Source
 from eca_jax.errors import EcaJaxError
 
@@ -143,6 +143,9 @@ def _examples(source: Source, jobs: Sequence[Job], bad_records: BadRecords) -> l
     def tried(index: int, function: Callable):
         try:
             return function()
+        except NotTheRecord as error:
+            error.cause.add_note(f"at {source.describe(index)}")
+            raise
         except Exception as error:  # whatever a decoder says of damaged bytes, the user has to know which record it was
             bad_records.add(source, index, error)
 
@@ -165,8 +168,14 @@ def _batches(
     while the last step runs, so that it crosses over in the meantime.
     """
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    for local in grain.MapDataset.range(steps.start, steps.stop).map(load).to_iter_dataset(options):
-        yield jax.tree.map(lambda leaf: _global_array(leaf, rows, batch_size, sharding), local)
+    try:
+        for local in grain.MapDataset.range(steps.start, steps.stop).map(load).to_iter_dataset(options):
+            yield jax.tree.map(lambda leaf: _global_array(leaf, rows, batch_size, sharding), local)
+    except NotTheRecord as error:
+        failure = error.cause
+    else:
+        return
+    raise failure  # here, where it does not become part of its own history
 
 
 def _global_array(local: np.ndarray, rows: np.ndarray, batch_size: int, sharding: NamedSharding) -> jax.Array:

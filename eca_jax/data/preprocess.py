@@ -236,11 +236,14 @@ def decode(data: bytes) -> Image.Image:
         else Pillow says of what it cannot read.
     """
     with open_image(data) as image:
-        if image.mode.startswith(("I", "F")):
-            raise EcaJaxError(
-                f"its pixels have more than 8 bits (mode {image.mode}), which would be cut off; scale them"
-            )
-        return image.convert("RGB")
+        return as_rgb(image)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """`decode` of an image that Pillow has opened."""
+    if image.mode.startswith(("I", "F")):
+        raise EcaJaxError(f"its pixels have more than 8 bits (mode {image.mode}), which would be cut off; scale them")
+    return image.convert("RGB")
 
 
 def check_area(width: int, height: int) -> None:

@@ -11,6 +11,8 @@ from eca_jax.plugins import Registry
 
 Label = int | tuple[int, ...]
 """Of an image that may have several, or none: all of them."""
+PYTHON = "python"
+"""The name of data that were given in Python, as objects: a run notes it, and nothing opens them by it."""
 
 
 class Part(NamedTuple):

@@ -15,7 +15,7 @@ from eca_jax.data.csv_records import csv_splits, open_csv
 from eca_jax.data.folders import folder_splits, open_folder
 from eca_jax.data.imagenet import TRAINING_EXAMPLES, candidates
 from eca_jax.data.prepare import prepare, tfds_builder
-from eca_jax.data.records import SOURCES, Label, Opener, Source, digest
+from eca_jax.data.records import PYTHON, SOURCES, Label, Opener, Source, digest
 from eca_jax.data.splits import absolute, cannot_read_split, check_split, held_out, split_names
 from eca_jax.errors import EcaJaxError, nearest
 
@@ -74,7 +74,7 @@ def declared_size(
     Raises:
       EcaJaxError: names the option to give, where the data set does not say.
     """
-    if _opener(config.name) is not None or config.name == "digits":
+    if _opener(config.name) is not None or config.name in ("digits", PYTHON):
         if num_classes and num_examples:
             return num_classes, num_examples
         source = open_source(config.name, config.train_split, config.data_dir, config.keys)
@@ -118,6 +118,12 @@ class TfdsRecords:
 
 def _prepared(name: str, data_dir: str | None) -> Any:
     """The builder of a data set that is there as ArrayRecord."""
+    if name == PYTHON:
+        raise EcaJaxError(
+            "the data set 'python' is whatever was given to `eca_jax.training.train(config, train=..., held_out=...)` "
+            "and is not known outside of that program: give other data with --data (of eca-jax train: --data.name), "
+            "such as --data folder:/path, or call train or evaluate_run in Python"
+        )
     builder: Any = tfds_builder(name, data_dir)
     if name == "digits" and not builder.info.splits:
         prepare(name, data_dir)
