@@ -7,7 +7,8 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import tqdm
 
@@ -35,6 +36,16 @@ with without("torch"):  # half a gigabyte and seconds, of which the events need 
     from tensorboardX.summary import scalar
 
 
+class RowWriter(Protocol):
+    """A function of the user's own that is given every row: `wandb.Run.log` and `mlflow.log_metrics` are such.
+
+    `values` are the scalars that TensorBoard has, by the same names ('train/loss', 'eval/top1'); what is not finite is
+    NaN or infinite there. What it raises ends the run.
+    """
+
+    def __call__(self, values: dict[str, float], /, *, step: int) -> object: ...
+
+
 class Writer:
     """Writes rows of scalars; `start` is the step that the run continues from.
 
@@ -57,8 +68,9 @@ class Writer:
         evaluated: Iterable[int],
         total: int,
         batch_size: int,
+        also: Sequence[RowWriter] = (),
     ):
-        self._task = task
+        self._task, self._also = task, also
         self._keep_rows(run / METRICS_FILE, start, evaluation_due, evaluated)
         self._file = (run / METRICS_FILE).open("a", encoding="utf-8")
         (run / TENSORBOARD).mkdir(exist_ok=True)
@@ -121,10 +133,9 @@ class Writer:
     def train(self, step: int, epoch: float, lr: float, metrics: dict[str, float]) -> None:
         finite = all(map(math.isfinite, metrics.values()))
         text = self._task.describe_training(metrics) if finite else "no step since the last row was finite"
-        self._write("train", step, {"epoch": epoch, "lr": lr, **metrics})
         rate = (step - self._last_step) * self._batch_size / (time.perf_counter() - self._last_time)
         left = tqdm.tqdm.format_interval((self._total - step) * self._batch_size / rate)
-        self._plot("train/images_per_second", rate, step)
+        self._write("train", step, {"epoch": epoch, "lr": lr, **metrics}, images_per_second=rate)
         if self._bar.disable:
             print(
                 f"step {step}/{self._total}, epoch {epoch:.2f}: {text}, lr {lr:.3g}, {rate:,.0f} images/s, {left} left",
@@ -152,17 +163,17 @@ class Writer:
         """Rows written so far survive a crash of the machine: called before a checkpoint that they belong to."""
         os.fsync(self._file.fileno())
 
-    def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
+    def _write(self, kind: str, step: int, values: dict[str, float], **of_the_clock: float) -> None:
         known = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"kind": kind, "step": step, **known}) + "\n")  # JSON has no NaN
         self._file.flush()
-        for name, value in values.items():
+        scalars = {f"{kind}/{name}": value for name, value in (values | of_the_clock).items()}
+        for name, value in scalars.items():
             if math.isfinite(value):  # tensorboardX warns of others
-                self._plot(f"{kind}/{name}", value, step)
+                self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
         self._tensorboard.flush()
-
-    def _plot(self, name: str, value: float, step: int) -> None:
-        self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        for writer in self._also:
+            writer(dict(scalars), step=step)
 
 
 class NoWriter(contextlib.nullcontext):
