@@ -22,6 +22,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from eca_jax.config import Config, differences, from_dict, to_dict
+from eca_jax.data.records import PYTHON
 from eca_jax.errors import EcaJaxError, expect_text
 from eca_jax.runs.checkpoint import CHECKPOINTS, DAMAGED, Checkpoints, NotSaved
 
@@ -29,6 +30,8 @@ CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 LOCK = ".lock"
+TRANSFORM = "transform"
+"""What a checkpoint calls the name of the transform that `train` was given; it says nothing where there was none."""
 
 KINDS = {"file": pathlib.Path.is_file, "directory": pathlib.Path.is_dir}
 PLACES = {CONFIG_FILE: "file", METRICS_FILE: "file", LOCK: "file"} | dict.fromkeys(
@@ -216,12 +219,21 @@ def check_continues(checkpoints: Checkpoints, step: int, run: dict) -> None:
     """Refuses a configuration or a data set that is not the one of the checkpoint; `run` is as `save` takes it."""
     saved = checkpoints.read_run(step)
     old, new = from_dict(saved["config"]), from_dict(run["config"])
+    if old.data.name == PYTHON != new.data.name:
+        raise EcaJaxError(
+            f"the run of the checkpoint {checkpoints.path(step)} has its data from Python, not from {new.data.name!r}: "
+            "continue it in Python, with eca_jax.training.train(config, train=..., held_out=...), or give another "
+            "--workdir to start anew with other data"
+        )
     same_data = saved.get("data") == run["data"]
     if same_data or old.data.name.rstrip("/") == new.data.name.rstrip("/"):  # a folder may have moved
         old = dataclasses.replace(old, data=dataclasses.replace(old.data, name=new.data.name))
     changed = differences(old, new)
     if "data" in saved and not same_data:  # version 0.1.0 did not write it
-        changed.append("the training data, which has other files or sizes")
+        other = "are other examples" if new.data.name == PYTHON else "has other files or sizes"
+        changed.append(f"the training data, which {other}")
+    if saved.get(TRANSFORM) != run.get(TRANSFORM):
+        changed.append(f"transform: {saved.get(TRANSFORM)} -> {run.get(TRANSFORM)}")
     if saved["num_examples"] != run["num_examples"]:
         changed.append(f"training examples: {saved['num_examples']} -> {run['num_examples']}")
     if saved["class_names"] != run["class_names"]:

@@ -14,7 +14,8 @@ from eca_jax.convert.pretrained import load
 from eca_jax.data.bad_records import BadRecords
 from eca_jax.data.config import DataConfig
 from eca_jax.data.loader import eval_batches
-from eca_jax.data.records import Source, check_classes, shared_records
+from eca_jax.data.python_records import Rows, python_source
+from eca_jax.data.records import PYTHON, Source, check_classes, shared_records
 from eca_jax.data.sources import open_source
 from eca_jax.data.splits import split_names
 from eca_jax.errors import EcaJaxError
@@ -99,7 +100,7 @@ def evaluate_run(
     run: str,
     *,
     which: str = "latest",
-    data: str | None = None,
+    data: str | Rows | None = None,
     split: str | None = None,
     data_dir: str | None = None,
     keys: tuple[str | None, str | None] = (None, None),
@@ -107,6 +108,9 @@ def evaluate_run(
     started: Callable[[Start], object] = lambda start: None,
 ) -> tuple[int, Task, dict[str, float]]:
     """Scores a checkpoint of a run on the held-out split of its configuration, or on other data: (step, task, scores).
+
+    `data` is the name of a data set, or examples in Python, as `train` takes them (`Rows`), whose labels are numbers of
+    the run's classes; of a run whose data came from Python one of the two has to be given.
 
     The batches are as large as in training, rounded up to what the devices here can share. `keys` choose among several
     features of a TFDS data set, as in `open_source`. `preprocess` has the fields that are not to be the run's
@@ -119,10 +123,11 @@ def evaluate_run(
         config = dataclasses.replace(config, task=config.task.with_preprocess(preprocess or {}))
         if data is None and split is None:
             split = config.data.eval_split
-        name, own = (config.data.name, config.data.keys) if data is None else (data, (None, None))
-        source = open_source(name, split, data_dir or config.data.data_dir, (keys[0] or own[0], keys[1] or own[1]))
+        own = (None, None) if isinstance(data, str) else config.data.keys
+        keys, data_dir = (keys[0] or own[0], keys[1] or own[1]), data_dir or config.data.data_dir
+        source = _open(config.data.name if data is None else data, split, data_dir, keys, class_names)
         check_classes(source, class_names, f"the run {run}")
-        seen = _training_images(config, source, data_dir)
+        seen = _training_images(config, source, data_dir, saved.get("data"))
         started(Start(config.task.preprocess.describe_evaluation(), len(source), seen))
         mesh = make_mesh()
         batch_size = -(-config.batch_size // mesh.size) * mesh.size
@@ -141,9 +146,24 @@ def evaluate_run(
         return step, config.task, evaluate(config, program, state, source, bad_records, batch_size=batch_size)
 
 
-def _training_images(config: Config, source: Source, data_dir: str | None) -> int:
-    """How many examples of a source a run with this configuration is trained on."""
+def _open(
+    data: str | Rows,
+    split: str | None,
+    data_dir: str | None,
+    keys: tuple[str | None, str | None],
+    class_names: tuple[str, ...],
+) -> Source:
+    """A data set by its name; or what is given in Python, whose labels are numbers of the classes."""
+    if isinstance(data, str):
+        return open_source(data, split, data_dir, keys)
+    return python_source(data, split or "held_out", class_names, keys)
+
+
+def _training_images(config: Config, source: Source, data_dir: str | None, fingerprint: str | None) -> int:
+    """How many examples of a source a run with this configuration, and data of this fingerprint, is trained on."""
     data = config.data
+    if source.name == PYTHON:
+        return len(source) if source.fingerprint() == fingerprint else 0
     if source.name.rstrip("/") != data.name.rstrip("/") or split_names(source.split).isdisjoint(
         split_names(data.train_split)
     ):
@@ -153,7 +173,7 @@ def _training_images(config: Config, source: Source, data_dir: str | None) -> in
 
 def evaluate_weights(
     weights: str,
-    data: str,
+    data: str | Rows,
     *,
     name: str | None = None,
     split: str | None = None,
@@ -164,8 +184,9 @@ def evaluate_weights(
 ) -> tuple[Task, dict[str, float]]:
     """Scores weights (see `load_pretrained`; `name` is the model expected) on a data set, with their own preprocessing.
 
-    `keys` choose among several features of a TFDS data set, as in `open_source`. `preprocess` has the
-    fields that are not to be theirs (`PreprocessConfig.for_evaluation`); `started` is called before an image is read.
+    `data` is as of `evaluate_run`. `keys` choose among several features of a TFDS data set, as in `open_source`.
+    `preprocess` has the fields that are not to be theirs (`PreprocessConfig.for_evaluation`); `started` is called
+    before an image is read.
 
     Returns: their task, and its scores over the held-out split if `split` is None.
 
@@ -173,8 +194,9 @@ def evaluate_weights(
       EcaJaxError: as `load_pretrained` and `open_source`; the data set has other classes.
     """
     loaded = load(weights, name=name)
-    source = open_source(data, split, data_dir, keys)
-    loaded.check_data(source, weights)
+    source = _open(data, split, data_dir, keys, loaded.names)
+    if isinstance(data, str):
+        loaded.check_data(source, weights)
     task = loaded.task.with_preprocess(preprocess or {})
     started(Start(loaded.describe_preprocess(task.preprocess), len(source)))
     mesh = make_mesh()

@@ -6,7 +6,7 @@ restored) -> an evaluation that was interrupted -> steps, and between them log r
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,19 +15,22 @@ import numpy as np
 from eca_jax.config import Config
 from eca_jax.data.bad_records import BadRecords
 from eca_jax.data.loader import train_batches
+from eca_jax.data.python_records import Rows
 from eca_jax.data.records import Source
+from eca_jax.data.transform import Transform
 from eca_jax.errors import EcaJaxError
 from eca_jax.optim import total_steps
 from eca_jax.runs.checkpoint import Checkpoints
 from eca_jax.runs.directory import check_continues, stops_where_nothing_can_be_written, writable_run, write_config
 from eca_jax.runs.run import describe_run
 from eca_jax.runs.state import TrainState
-from eca_jax.runs.writers import NoWriter, Writer
+from eca_jax.runs.writers import NoWriter, RowWriter, Writer
 from eca_jax.sharding import make_mesh, names_lost_processes
 from eca_jax.tasks.base import means
 from eca_jax.training.announce import describe_start
 from eca_jax.training.evaluate import evaluate
 from eca_jax.training.fits import check_arithmetic, check_plan, names_lack_in_training
+from eca_jax.training.hooks import Hooks
 from eca_jax.training.program import InFlight, Program, build_program, compile_step
 from eca_jax.training.schedule import due
 from eca_jax.training.signals import Stopped, StopSignal
@@ -56,11 +59,32 @@ class Result:
         return self.step > self.total_steps or (self.step == self.total_steps and self.evaluation is not None)
 
 
-def train(config: Config) -> Result:
+def train(
+    config: Config,
+    *,
+    train: Rows | None = None,
+    held_out: Rows | None = None,
+    class_names: Sequence[str] | None = None,
+    transform: Transform | None = None,
+    writers: Sequence[RowWriter] = (),
+) -> Result:
     """Trains to the end of the configuration, from the newest checkpoint in its workdir that can be read.
 
     Returns early, with the state saved, when the process gets SIGTERM, SIGHUP (unless it ignores that) or a first
     SIGINT (Ctrl-C). All processes of a cluster call it; they have to have joined before (`initialize_cluster`).
+
+    Args:
+      config: the run.
+      train: the training examples, instead of those that `config.data` names: anything with a length that gives
+        (image, label) by number, as `Rows` describes it. The run notes that its data came from Python. It is continued
+        only with as many examples of the same classes, of which 256, evenly spaced, have the same pixels and labels.
+      held_out: the examples to evaluate on; together with `train`.
+      class_names: of `train` and `held_out`; None reads all training labels, and calls the classes '0', '1', ...
+      transform: a function of (image, rng) -> image, both uint8 (h, w, 3), that each training image passes through
+        before the crop, flip and other augmentations of the configuration. The run is continued only with one of the
+        same name.
+      writers: functions of (values, step=...) that get each row of the log and of the evaluations, such as
+        `wandb.init().log`; in process 0 alone.
 
     Raises:
       EcaJaxError: what the user can mend; more than `optim.max_skipped` steps that are not finite, with the last of
@@ -68,22 +92,27 @@ def train(config: Config) -> Result:
     """
     if not isinstance(config, Config):
         raise EcaJaxError(f"train: expected a Config, such as eca_jax.config.load_config('digits'), got {config!r}")
+    hooks = Hooks(transform, writers)
     with (
         StopSignal() as stop,
         names_lost_processes(),
         stops_where_nothing_can_be_written(pathlib.Path(config.workdir)),
         names_lack_in_training(config),
     ):
-        train_source, held_out = open_sources(config)
+        config, train_source, eval_source = open_sources(config, train, held_out, class_names)
         check_pretrained(config)
         num_classes = len(train_source.class_names)
-        sizes = {"num_examples": len(train_source), "num_classes": num_classes, "candidates": held_out.candidates}
+        sizes = {
+            "num_examples": len(train_source),
+            "num_classes": num_classes,
+            "candidates": eval_source.candidates,
+        }
         config, asked = fit_warmup(config, len(train_source))
         program = build_program(config, make_mesh(), **sizes)
         check_arithmetic(config, program, program.batch_sharding, num_classes=num_classes)
         with writable_run(config) as checkpoints:
             stop.saving = checkpoints.saving
-            training = Training(config, asked, program, train_source, held_out, checkpoints, stop)
+            training = Training(config, asked, program, train_source, eval_source, checkpoints, stop, hooks)
             start, state = checkpoints.restore_newest(program.abstract_state, training.check_continues)
             training.step = start
             if training.config != config:  # it goes on with the warm-up of the checkpoint
@@ -94,7 +123,7 @@ def train(config: Config) -> Result:
                 return training.result(evaluation)
             with training.open_writer(evaluation_due) as training.writer:
                 since = None if state is None else start
-                lines = describe_start(training.config, program, training.description, held_out, step=since)
+                lines = describe_start(training.config, program, training.description, eval_source, step=since)
                 training.writer.say("\n".join(lines))
                 if state is None:
                     state = initial_state(config, program, num_classes)
@@ -117,10 +146,11 @@ class Training:
         held_out: Source,
         checkpoints: Checkpoints,
         stop: StopSignal,
+        hooks: Hooks,
     ):
-        self.config, self.program, self.stop = config, program, stop
+        self.config, self.program, self.stop, self.hooks = config, program, stop, hooks
         self.train_source, self.held_out, self.checkpoints = train_source, held_out, checkpoints
-        self.description = describe_run(config, train_source) | asked
+        self.description = describe_run(config, train_source) | asked | hooks.description()
         self.bad_records = BadRecords(config.data.max_bad)
         self.total = total_steps(config.epochs, len(train_source), config.batch_size)
         self.writer: Writer | NoWriter = NoWriter()
@@ -160,7 +190,7 @@ class Training:
         """The training batches from the present step on."""
         return train_batches(
             self.train_source,
-            self.config.task,
+            self.hooks.examples(self.config.task),
             seed=self.config.seed,
             batch_size=self.config.batch_size,
             steps=range(self.step, self.total),
@@ -224,6 +254,7 @@ class Training:
             evaluated=self.checkpoints.evaluated(),
             total=self.total,
             batch_size=self.config.batch_size,
+            also=self.hooks.writers,
         )
         write_config(run, self.config)
         return writer

@@ -155,7 +155,7 @@ def test_of_several_images_and_labels_one_is_chosen_by_its_key(tmp_path, monkeyp
     )
     data = DataConfig(name, image_key="photo", label_key="place", train_split="train[:4]", eval_split="train[4:]")
     assert declared_size(data) == (3, 4)
-    assert [len(source) for source in open_sources(Config(data=data, batch_size=2))] == [4, 2]
+    assert [len(source) for source in open_sources(Config(data=data, batch_size=2))[1:]] == [4, 2]
     assert main(["check", name, "--split", "train", "--image-key", "photo", "--label-key", "place"]) == 0
     assert "tensorflow" not in sys.modules
     assert "are of TFDS data sets, not of 'csv:x'" in refusal(open_source, "csv:x", "train", None, ("photo", None))
@@ -419,7 +419,7 @@ def test_held_out_examples_that_are_trained_on_are_refused(with_train, train_spl
 
 def test_splits_that_touch_are_not_refused(with_train):
     data = dataclasses.replace(with_train, train_split="train[:90%]", eval_split="train[90%:]")
-    train, held_out = open_sources(Config(data=data, batch_size=2))
+    _, train, held_out = open_sources(Config(data=data, batch_size=2))
     assert len(train) + len(held_out) == len(open_source(data.name, "train", data.data_dir))
 
 
