@@ -297,16 +297,21 @@ def _evaluate_arguments(command: Parser) -> None:
     command.add_argument("--data", help="a TFDS name, or folder:/path; default: the data of the run")
     command.add_argument("--split", help="in TFDS's notation; default: the run's eval_split, or validation or test")
     command.add_argument("--data-dir", help="where TFDS data sets are; default: the run's, or TFDS's own")
+    command.add_argument("--per-class", action="store_true", help="print a table of the classes, too")
+    command.add_argument("--predictions", metavar="FILE", help="write a CSV table with a row for each example")
     _add_preprocess_arguments(command)
     _add_key_arguments(command)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from eca_jax.convert.files import check_writable, write
     from eca_jax.data.preprocess import words
 
     _check_weights_arguments(args)
+    if args.predictions:
+        check_writable(args.predictions)
     _start_jax()
-    changes, starts = _preprocess_changes(args), []
+    changes, starts, examples = _preprocess_changes(args), [], []
 
     def started(start: Any) -> None:
         starts.append(start)
@@ -318,6 +323,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         "keys": (args.image_key, args.label_key),
         "preprocess": changes,
         "started": started,
+        "each": examples.append if args.per_class or args.predictions else None,
     }
     if args.weights:
         from eca_jax.training.evaluate import evaluate_weights
@@ -335,7 +341,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     on += f", split {args.split!r}" if args.split is not None else ""
     on += "".join(f", {name} {' '.join(words(value))}" for name, value in changes.items())
     on += _trained_on(starts[0].training_images, starts[0].images)
-    print(f"{what}{on}: {task.describe(scores)}")
+    print(f"{what}{on}: {task.describe(scores)}", flush=True)
+    if args.predictions:
+        write(args.predictions, examples[0].to_csv())
+    for line in examples[0].per_class() if args.per_class else ():
+        print(line)
     return EXIT_OK
 
 

@@ -204,19 +204,9 @@ def digest(tensors: Mapping[str, np.ndarray], text: str) -> str:
     return result.hexdigest()
 
 
-def check_new_file(path: pathlib.Path) -> None:
-    """Refuses a place where no file can be written."""
-    if os.path.isdir(path):
-        raise EcaJaxError(f"{path} is a directory; expected the name of a file to write")
-    if not os.path.isdir(path.parent):
-        raise EcaJaxError(f"there is no directory {path.parent} to write {path.name} into")
-
-
 def write(path: str | os.PathLike, data: bytes | bytearray | memoryview) -> None:
     """Writes the whole file or none: under another name beside `path`, which it takes when all is on the disk."""
-    path = pathlib.Path(path)
-    check_new_file(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path, temporary = pathlib.Path(path), _expect_place(path)
     try:
         _write_through(temporary, data)
         os.replace(temporary, path)
@@ -225,6 +215,30 @@ def write(path: str | os.PathLike, data: bytes | bytearray | memoryview) -> None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Refuses a place where `write` cannot write a file, for what takes long to compute."""
+    temporary = _expect_place(path)
+    try:
+        temporary.touch()
+    except OSError as error:
+        raise EcaJaxError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _expect_place(path: str | os.PathLike) -> pathlib.Path:
+    """The temporary file beside a file that is to be written, where that is a place for one."""
+    path = pathlib.Path(path)
+    if os.path.isdir(path):
+        raise EcaJaxError(f"{path} is a directory; expected the name of a file to write")
+    if os.path.exists(path) and not os.path.isfile(path):  # renaming would put a file in the place of /dev/null
+        raise EcaJaxError(f"{path} is no regular file but a pipe, a socket or a device; expected the name of a file")
+    if not os.path.isdir(path.parent):
+        raise EcaJaxError(f"there is no directory {path.parent} to write {path.name} into")
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def check_new_directory(path: str | os.PathLike) -> None:

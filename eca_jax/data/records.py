@@ -69,6 +69,14 @@ class Source:
         where = f"record {index}" if files is None else printable(str(files[index]))
         return f"{where} of {self.name!r}, split {self.split!r}"
 
+    def path(self, index: int) -> str:
+        """The file of a record, relative to the data set's directory where it lies in it; '' where it has none."""
+        files, root = (getattr(self.records, name, None) for name in ("files", "root"))
+        if files is None:
+            return ""
+        file = files[index]
+        return (file.relative_to(root) if root is not None and file.is_relative_to(root) else file).as_posix()
+
 
 def digest(lines: Iterable[str]) -> str:
     """SHA-256 of the lines, in whatever order they come."""

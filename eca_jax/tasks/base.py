@@ -10,7 +10,7 @@ To add one, write a subclass and register it: `TASKS.register("my_task", MyTask)
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,17 @@ Sums = dict[str, jax.Array]
 """Totals over examples by name, scalars of float32; `count` is how many examples they are of."""
 Finish = Callable[[], Example]
 """What is left to do of an example once its record has been read: decoding and all that touches pixels."""
+
+
+class PerClass(NamedTuple):
+    """An evaluation class by class."""
+
+    measure: str
+    """What the values are: 'top-1'."""
+    counts: np.ndarray
+    """Examples of each class, (classes)."""
+    values: np.ndarray
+    """Shares, (classes); NaN of a class without examples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +155,30 @@ class Task(TypedFields):
         In a cluster every process has the outputs of all examples, in their order, and calls this.
         """
         return means(sums) | {"count": float(sums["count"])}
+
+    # What an evaluation says of each example and each class, where that is asked for. A task need not know it.
+
+    def evaluate_each(
+        self, model: Any, batch: Batch, dtype: DTypeLike, candidates: Sequence[int] | None
+    ) -> tuple[Sums, Any]:
+        """As `evaluate`, with outputs that are enough for `per_class` and `predictions`, too: arrays (b, ...)."""
+        raise EcaJaxError(
+            f"the task {self.name!r} does not say what it predicts of each example (evaluate_each, per_class and "
+            "predictions of eca_jax.tasks.Task): leave out --per-class and --predictions"
+        )
+
+    def per_class(self, outputs: Any, num_classes: int) -> PerClass:
+        """How well each class is told from the others. `outputs`: of the n examples of the data, arrays (n, ...)."""
+        raise NotImplementedError
+
+    def predictions(self, outputs: Any, class_names: Sequence[str]) -> Iterator[dict[str, str]]:
+        """A row of a table for each of the n examples, by the names of the columns, which are the same for all.
+
+        Args:
+          outputs: arrays (n, ...). An example whose mask is 0 does not count: its columns are empty.
+          class_names: as they are to be shown.
+        """
+        raise NotImplementedError
 
     # Prediction.
 

@@ -15,7 +15,17 @@ from jax.typing import DTypeLike
 from eca_jax.data.preprocess import begin_train_image, eval_image, normalise
 from eca_jax.data.records import Source
 from eca_jax.errors import MOST_KNOWN, EcaJaxError, expect_one_of, expect_share
-from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task, most_probable, top_classes
+from eca_jax.tasks.base import (
+    Batch,
+    Example,
+    Finish,
+    PerClass,
+    Sums,
+    Task,
+    expect_finite,
+    most_probable,
+    top_classes,
+)
 from eca_jax.tasks.erasing import erase
 from eca_jax.tasks.mix import MixConfig, mix
 
@@ -138,18 +148,62 @@ class Classification(Task):
         self, model: Any, batch: Batch, dtype: DTypeLike, candidates: Sequence[int] | None
     ) -> tuple[Sums, None]:
         """The loss of an image with several labels is the mean of their cross entropies."""
+        return self._evaluated(model, batch, dtype, candidates)[0], None
+
+    def evaluate_each(
+        self, model: Any, batch: Batch, dtype: DTypeLike, candidates: Sequence[int] | None
+    ) -> tuple[Sums, Any]:
+        """Outputs: the most probable class, its probability, and the rank of the right one (of `ranks`)."""
+        sums, logits = self._evaluated(model, batch, dtype, candidates)
+        return sums, {
+            "label": batch["label"],
+            "mask": batch["mask"],
+            "prediction": jnp.argmax(logits, axis=1),
+            "probability": jnp.max(jax.nn.softmax(logits), axis=1),
+            "rank": ranks(logits, right_classes(batch["label"], logits.shape[-1])),
+        }
+
+    def _evaluated(
+        self, model: Any, batch: Batch, dtype: DTypeLike, candidates: Sequence[int] | None
+    ) -> tuple[Sums, jax.Array]:
+        """(totals over the batch, logits)."""
         logits = model(normalise(batch["image"], self.preprocess, dtype))
         if candidates is not None:
             allowed = jnp.zeros(logits.shape[-1], bool).at[jnp.asarray(candidates)].set(True)
             logits = jnp.where(allowed, logits, -jnp.inf)
         right = right_classes(batch["label"], logits.shape[-1])
         losses = -jnp.mean(jax.nn.log_softmax(logits), axis=1, where=right)
-        return score(logits, batch, losses), None
+        return score(logits, batch, losses), logits
 
     def scores(self, sums: Mapping[str, float], outputs: Sequence[Any]) -> dict[str, float]:
         if sums["count"] == 0:
             raise EcaJaxError("no image of the split has a label")
         return super().scores(sums, outputs)
+
+    def per_class(self, outputs: Any, num_classes: int) -> PerClass:
+        """Top-1 accuracy. An image with several labels counts for each of them."""
+        label, mask = outputs["label"], outputs["mask"] > 0
+        of_class = label if label.ndim == 2 else label[:, None] == np.arange(num_classes)
+        counts = of_class[mask].sum(0)
+        right = of_class[mask & (outputs["rank"] == 1)].sum(0)
+        return PerClass("top-1", counts, np.divide(right, counts, out=np.full(num_classes, np.nan), where=counts > 0))
+
+    def predictions(self, outputs: Any, class_names: Sequence[str]) -> Iterator[dict[str, str]]:
+        """`rank` is 1 where top-1 counts the prediction as right, and up to 5 where top-5 does.
+
+        It is empty where the right class is none that a prediction may name.
+        """
+        label, mask = outputs["label"], outputs["mask"] > 0
+        expect_finite(outputs["probability"][mask])
+        for i in range(len(mask)):
+            right = np.flatnonzero(label[i]) if label.ndim == 2 else [label[i]]
+            row = {
+                "label": ";".join(class_names[c] for c in right),
+                "prediction": class_names[outputs["prediction"][i]],
+                "probability": f"{outputs['probability'][i]:.6f}",
+                "rank": str(outputs["rank"][i] or ""),
+            }
+            yield row if mask[i] else dict.fromkeys(row, "")
 
     def describe_training(self, metrics: Mapping[str, float]) -> str:
         return f"loss {metrics['loss']:.4f}, top-1 {metrics['top1']:.2%}"
@@ -181,16 +235,20 @@ def right_classes(label: jax.Array, num_classes: int) -> jax.Array:
     return label if label.ndim == 2 else label[:, None] == jnp.arange(num_classes)
 
 
-def score(logits: jax.Array, batch: Batch, losses: jax.Array) -> Sums:
-    """Sums over the examples whose mask is 1.
+def ranks(logits: jax.Array, right: jax.Array) -> jax.Array:
+    """Logits and which classes are right (b, classes) -> the place of the right one among them (b): 1 is the first.
 
     Of an example with several labels the one with the highest logit counts, against the classes that are wrong.
-    Ties count as wrong, so equal logits (or NaN) never score.
+    Ties count as wrong, so equal logits (or NaN, whose rank is 0) never score.
     """
-    right = right_classes(batch["label"], logits.shape[-1])
     best = jnp.max(logits, axis=1, keepdims=True, where=right, initial=-jnp.inf)
     rank = 1 + jnp.sum(~right & (logits >= best), axis=1)
-    rank = jnp.where(best[:, 0] > -jnp.inf, rank, 0)  # not NaN
+    return jnp.where(best[:, 0] > -jnp.inf, rank, 0)  # not NaN
+
+
+def score(logits: jax.Array, batch: Batch, losses: jax.Array) -> Sums:
+    """Sums over the examples whose mask is 1."""
+    rank = ranks(logits, right_classes(batch["label"], logits.shape[-1]))
     mask = batch["mask"]
     return {
         "loss": jnp.sum(jnp.where(mask > 0, losses, 0.0)).astype(jnp.float32),

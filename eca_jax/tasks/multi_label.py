@@ -14,7 +14,17 @@ from jax.typing import DTypeLike
 from eca_jax.data.preprocess import begin_train_image, eval_image, normalise
 from eca_jax.data.records import Source
 from eca_jax.errors import EcaJaxError, expect_share
-from eca_jax.tasks.base import Batch, Example, Finish, Sums, Task, most_probable, top_classes
+from eca_jax.tasks.base import (
+    Batch,
+    Example,
+    Finish,
+    PerClass,
+    Sums,
+    Task,
+    expect_finite,
+    most_probable,
+    top_classes,
+)
 from eca_jax.tasks.erasing import erase
 
 
@@ -78,6 +88,37 @@ class MultiLabel(Task):
             return super().scores(sums, outputs) | {"map": float("nan")}
         precision = average_precision_score(label[:, present], logits[:, present], average="macro")
         return super().scores(sums, outputs) | {"map": float(precision)}
+
+    def evaluate_each(
+        self, model: Any, batch: Batch, dtype: DTypeLike, candidates: Sequence[int] | None
+    ) -> tuple[Sums, Any]:
+        return self.evaluate(model, batch, dtype, candidates)
+
+    def per_class(self, outputs: Any, num_classes: int) -> PerClass:
+        """scikit-learn's average precision of each class."""
+        from sklearn.metrics import average_precision_score  # slow to import
+
+        mask = outputs["mask"] > 0
+        logits, label = outputs["logits"][mask], outputs["label"][mask]
+        values, present = np.full(num_classes, np.nan), label.any(0)
+        if np.isfinite(logits).all():
+            values[present] = average_precision_score(label[:, present], logits[:, present], average=None)
+        return PerClass("AP", label.sum(0), values)
+
+    def predictions(self, outputs: Any, class_names: Sequence[str]) -> Iterator[dict[str, str]]:
+        """The classes whose probability is at least `threshold`, and the probability of each of them."""
+        mask = outputs["mask"] > 0
+        expect_finite(outputs["logits"][mask])
+        for label, probability, counts in zip(
+            outputs["label"], np.asarray(jax.nn.sigmoid(outputs["logits"])), mask, strict=True
+        ):
+            found = np.flatnonzero(probability >= self.threshold)
+            row = {
+                "label": ";".join(class_names[c] for c in np.flatnonzero(label)),
+                "prediction": ";".join(class_names[c] for c in found),
+                "probability": ";".join(f"{probability[c]:.6f}" for c in found),
+            }
+            yield row if counts else dict.fromkeys(row, "")
 
     def describe(self, scores: Mapping[str, float]) -> str:
         """'mAP 91.20% (360 images), loss 0.0312'."""

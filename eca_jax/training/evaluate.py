@@ -24,6 +24,7 @@ from eca_jax.runs.directory import choose_step, open_run
 from eca_jax.runs.state import TrainState, split as split_model
 from eca_jax.sharding import batch_sharding, make_mesh, replicated
 from eca_jax.tasks.base import Batch, Sums, Task, zero_sums
+from eca_jax.training.examples import Examples
 from eca_jax.training.fits import EVALUATION_REMEDIES, check_evaluation, describe_evaluation, names_lack_in_evaluation
 from eca_jax.training.program import InFlight, Program, build_program
 from eca_jax.training.signals import Stopped, StopSignal
@@ -53,8 +54,11 @@ def evaluate(
     stop: StopSignal | None = None,
     *,
     batch_size: int | None = None,
+    each: Callable[[Examples], object] | None = None,
 ) -> dict[str, float]:
     """The task's scores over the readable examples of `source`, each counted once; `batch_size` as of `build_program`.
+
+    `each` is given what is said of each example, at the end; the program has to be one with `each` then.
 
     Raises:
       Stopped: `stop` was requested before the end.
@@ -71,7 +75,10 @@ def evaluate(
     )
     eval_step = functools.partial(program.eval_step, *state.evaluated)
     with names_lack_in_evaluation(config.task, config.model.name, batch_size):
-        return score(config.task, eval_step, program.zero_sums(), batches, stop)
+        scores, outputs = score(config.task, eval_step, program.zero_sums(), batches, stop)
+    if each is not None:
+        each(Examples.joined(config.task, source, outputs))
+    return scores
 
 
 def score(
@@ -80,8 +87,8 @@ def score(
     sums: Sums,
     batches: Iterable[Batch],
     stop: StopSignal | None = None,
-) -> dict[str, float]:
-    """The task's scores over all batches. Every process gets the same."""
+) -> tuple[dict[str, float], list[Any]]:
+    """(the task's scores over all batches, what they were made of besides the totals). Every process gets the same."""
     in_flight, outputs = InFlight(), []
     for batch in batches:
         sums, output = eval_step(batch, sums)
@@ -93,7 +100,7 @@ def score(
     scores = task.scores(jax.device_get(sums), outputs)
     if task.best not in scores:
         raise EcaJaxError(f"the task {task.name!r}: its best score, {task.best!r}, is none of {', '.join(scores)}")
-    return scores
+    return scores, outputs
 
 
 def evaluate_run(
@@ -106,6 +113,7 @@ def evaluate_run(
     keys: tuple[str | None, str | None] = (None, None),
     preprocess: Mapping[str, Any] | None = None,
     started: Callable[[Start], object] = lambda start: None,
+    each: Callable[[Examples], object] | None = None,
 ) -> tuple[int, Task, dict[str, float]]:
     """Scores a checkpoint of a run on the held-out split of its configuration, or on other data: (step, task, scores).
 
@@ -114,7 +122,8 @@ def evaluate_run(
 
     The batches are as large as in training, rounded up to what the devices here can share. `keys` choose among several
     features of a TFDS data set, as in `open_source`. `preprocess` has the fields that are not to be the run's
-    (`PreprocessConfig.for_evaluation`); `started` is called before an image is read.
+    (`PreprocessConfig.for_evaluation`); `started` is called before an image is read, and `each` at the end, with what
+    is said of each example.
     """
     with open_run(run) as checkpoints:
         step = choose_step(checkpoints, which)
@@ -138,12 +147,14 @@ def evaluate_run(
             num_classes=len(class_names),
             candidates=source.candidates,
             batch_size=batch_size,
+            each=each is not None,
         )
         threads = config.data.num_threads
         check_evaluation(config.task, config.model.name, program.batch_sharding, batch_size=batch_size, threads=threads)
         state = checkpoints.read_state(step, program.abstract_state)
         bad_records = BadRecords(config.data.max_bad)
-        return step, config.task, evaluate(config, program, state, source, bad_records, batch_size=batch_size)
+        scores = evaluate(config, program, state, source, bad_records, batch_size=batch_size, each=each)
+        return step, config.task, scores
 
 
 def _open(
@@ -181,12 +192,13 @@ def evaluate_weights(
     keys: tuple[str | None, str | None] = (None, None),
     preprocess: Mapping[str, Any] | None = None,
     started: Callable[[Start], object] = lambda start: None,
+    each: Callable[[Examples], object] | None = None,
 ) -> tuple[Task, dict[str, float]]:
     """Scores weights (see `load_pretrained`; `name` is the model expected) on a data set, with their own preprocessing.
 
     `data` is as of `evaluate_run`. `keys` choose among several features of a TFDS data set, as in `open_source`.
-    `preprocess` has the fields that are not to be theirs (`PreprocessConfig.for_evaluation`); `started` is called
-    before an image is read.
+    `preprocess` has the fields that are not to be theirs (`PreprocessConfig.for_evaluation`); `started` and `each` are
+    as of `evaluate_run`.
 
     Returns: their task, and its scores over the held-out split if `split` is None.
 
@@ -207,7 +219,7 @@ def evaluate_weights(
     graphdef, params, batch_stats = split_model(loaded.model)
     eval_step = Fitting(
         jax.jit(
-            make_eval_step(task, graphdef, jnp.float32, source.candidates),
+            make_eval_step(task, graphdef, jnp.float32, source.candidates, each=each is not None),
             in_shardings=(scalars, scalars, batches, scalars),
             out_shardings=scalars,
             compiler_options=compiler_options(),
@@ -218,4 +230,7 @@ def evaluate_weights(
     images = eval_batches(source, task, batch_size=batch_size, sharding=batches, num_threads=threads)
     step = functools.partial(eval_step, params, batch_stats)
     with names_lack_in_evaluation(task, architecture, batch_size):
-        return task, score(task, step, zero_sums(task.sums), images)
+        scores, outputs = score(task, step, zero_sums(task.sums), images)
+    if each is not None:
+        each(Examples.joined(task, source, outputs))
+    return task, scores

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from eca_jax.convert.files import check_new_file
+from eca_jax.convert.files import check_writable
 from eca_jax.errors import EcaJaxError, printable
 
 Row = Mapping[str, Any]
@@ -99,7 +99,7 @@ def row_writer(form: str, path: str | None) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _named_at_last(path: pathlib.Path) -> Iterator[TextIO]:
-    check_new_file(path)
+    check_writable(path)
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:

@@ -41,6 +41,7 @@ def build_program(
     num_classes: int,
     candidates: Sequence[int] | None = None,
     batch_size: int | None = None,
+    each: bool = False,
 ) -> Program:
     """Nothing is computed yet; each function compiles at its first call.
 
@@ -50,6 +51,7 @@ def build_program(
       num_examples, num_classes: of the training data.
       candidates: the classes that a prediction may name in an evaluation; None is all.
       batch_size: None is the configuration's.
+      each: whether the evaluation says something of each example, as of `make_eval_step`.
     """
     plan = plan_state(config, mesh, num_examples=num_examples, num_classes=num_classes)
     batches, scalars = batch_sharding(mesh, batch_size or config.batch_size), replicated(mesh)
@@ -66,7 +68,7 @@ def build_program(
         ),
         eval_step=Fitting(
             jax.jit(
-                make_eval_step(config.task, plan.network.eval, param_dtype(config.model), candidates),
+                make_eval_step(config.task, plan.network.eval, param_dtype(config.model), candidates, each=each),
                 in_shardings=(plan.shardings.params, plan.shardings.batch_stats, batches, scalars),
                 out_shardings=scalars,
                 compiler_options=options,

@@ -111,12 +111,16 @@ def add(sums: Sums, new: Sums) -> Sums:
 
 
 def make_eval_step(
-    task: Task, model: nnx.GraphDef, dtype: Any, candidates: Sequence[int] | None = None
+    task: Task, model: nnx.GraphDef, dtype: Any, candidates: Sequence[int] | None = None, *, each: bool = False
 ) -> Callable[[nnx.State, nnx.State, Batch, Sums], tuple[Sums, Any]]:
-    """(parameters, batch statistics, batch, sums so far) -> (sums with this batch, what the scores need of it)."""
+    """(parameters, batch statistics, batch, sums so far) -> (sums with this batch, what the scores need of it).
+
+    With `each`, what the task says of each example: `Task.evaluate_each`.
+    """
+    evaluate = task.evaluate_each if each else task.evaluate
 
     def eval_step(params: nnx.State, batch_stats: nnx.State, batch: Batch, sums: Sums) -> tuple[Sums, Any]:
-        new, outputs = task.evaluate(nnx.merge(model, params, batch_stats), batch, dtype, candidates)
+        new, outputs = evaluate(nnx.merge(model, params, batch_stats), batch, dtype, candidates)
         return add(sums, new), outputs
 
     return eval_step
