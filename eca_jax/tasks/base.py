@@ -230,8 +230,8 @@ class Task(TypedFields):
         return {"name": self.name, **to_plain(self)}
 
 
-def most_probable(probabilities: np.ndarray, class_names: Sequence[str], top: int) -> list[tuple[str, np.floating]]:
-    """The `top` classes of (classes), the most probable first: (name as it is shown, probability).
+def most_probable(probabilities: np.ndarray, class_names: Sequence[str], top: int) -> list[tuple[str, Any]]:
+    """The `top` classes of (classes), the most probable first: (name as it is shown, probability, a NumPy scalar).
 
     Raises:
       EcaJaxError: a probability is not finite.
@@ -249,7 +249,7 @@ def expect_finite(prediction: np.ndarray) -> np.ndarray:
     return prediction
 
 
-def top_classes(best: Sequence[tuple[str, np.floating]]) -> list[dict[str, Any]]:
+def top_classes(best: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
     """What `most_probable` gives, for a row."""
     return [{"class": name, "probability": probability} for name, probability in best]
 
