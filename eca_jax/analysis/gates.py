@@ -1,4 +1,4 @@
-"""The channel weights that a network gives to its images."""
+"""The values of a network's attention gates for given images."""
 
 from typing import Any
 
@@ -22,7 +22,8 @@ def channel_gates(model: Backbone, images: jax.Array) -> dict[str, jax.Array]:
       network without channel gates.
 
     Raises:
-      EcaJaxError: the model is none of `create_model`, or in training mode, where a batch is normalised by itself.
+      EcaJaxError: the model does not come from `create_model`, or is in training mode, where the gates of an image
+        depend on the whole batch.
     """
     if not isinstance(model, Backbone):
         raise EcaJaxError(f"model: expected a network of create_model, got {type(model).__name__}")
@@ -49,7 +50,7 @@ def channel_gates(model: Backbone, images: jax.Array) -> dict[str, jax.Array]:
 
 
 class _Recorder(ChannelGate):
-    """Stands in an attention slot, and notes the gates that pass."""
+    """Takes the place of an attention, and records its gates."""
 
     def __init__(self, attn: ChannelGate, name: str, gates: dict[str, jax.Array]):
         self.attn = attn

@@ -1,7 +1,7 @@
-"""ImageNet's two official tar files: which images are in them, where, and whether the files are whole.
+"""ImageNet's two official tar files: which images they contain, where, and whether the files are complete.
 
-Only the headers are read. A file that was cut off, and one that was packed anew in another way, is found out before
-anything is made of it. (TFDS would name the labels of the validation images by counting the files.)
+Only the headers are read. So a file that was cut off, or packed again in another way, is refused before anything is
+written. (TFDS takes the labels of the validation images from the order of the files.)
 """
 
 import io
@@ -21,7 +21,7 @@ from eca_jax.errors import EcaJaxError
 PAGE = "https://image-net.org/download-images"
 FILES = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
 IMAGES = {"train": 1_281_167, "validation": 50_000}
-"""In the official files."""
+"""The numbers of images in the official files."""
 BLOCK = tarfile.BLOCKSIZE
 
 
@@ -34,14 +34,14 @@ class Image(NamedTuple):
     data: int
     size: int
     synset: str | None
-    """Of a training image: it is in a tar file of its class, which is in the tar file."""
+    """The class of a training image, whose tar file inside the tar file contains it; None for a validation image."""
 
 
 def find_archives(directory: str | os.PathLike, splits: Sequence[str]) -> dict[str, pathlib.Path]:
     """The tar files of the splits in a directory.
 
     Raises:
-      EcaJaxError: names what is missing, where it comes from and where it goes.
+      EcaJaxError: a file is missing; the message says where to get it and where to put it.
     """
     files = {split: pathlib.Path(directory).expanduser() / FILES[split] for split in splits}
     missing = [file.name for file in files.values() if not file.is_file()]
@@ -72,9 +72,9 @@ def read_archive(path: pathlib.Path, split: str) -> list[Image]:
 
 
 def read_image(descriptor: int, image: Image) -> tuple[str, BinaryIO]:
-    """What TFDS's builder is handed of the open tar file for one image: (name, file).
+    """(name, file) for one image of the open tar file, as TFDS's builder expects it.
 
-    The image, or for training a tar file of its class with this image alone.
+    The file is the image, or for training a tar file of the class that contains only this image.
     """
     if image.synset is None:
         return image.name, io.BytesIO(os.pread(descriptor, image.size, image.data))
@@ -112,7 +112,7 @@ def _check_numbers(path: pathlib.Path, images: list[Image]) -> None:
 
 
 def _members(file: BinaryIO, name: str, start: int = 0, stop: float = math.inf) -> Iterator[tarfile.TarInfo]:
-    """The headers of the tar file in the bytes `start` to `stop`, until its mark of the end; offsets are the file's."""
+    """The headers of the tar file in the bytes `start` to `stop`, up to its end mark; offsets count from the file."""
     end = start
     file.seek(start)
     try:

@@ -26,7 +26,7 @@ HEADING = ["path", "label"]
 
 @dataclasses.dataclass(frozen=True)
 class CsvRecords:
-    """Images that a table names."""
+    """The images that a table lists."""
 
     root: pathlib.Path
     files: tuple[pathlib.Path, ...]
@@ -88,7 +88,7 @@ def _tables(name: str) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
 
 
 def _read(path: pathlib.Path) -> list[tuple[pathlib.Path, tuple[str, ...]]]:
-    """The rows of a table: (image file, labels). Blank lines at the end are none."""
+    """The rows of a table: (image file, labels). Blank lines at the end are ignored."""
     found = {}
     table = csv.reader(io.StringIO(_text(path).rstrip("\r\n"), newline=""), strict=True)
     try:

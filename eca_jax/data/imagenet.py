@@ -1,4 +1,4 @@
-"""The names of ImageNet's classes, which of them its offsprings have, and how many images it has."""
+"""The names of ImageNet's classes, the classes of ImageNet-A and ImageNet-R, and the number of images."""
 
 import functools
 import importlib.resources
@@ -18,10 +18,10 @@ def synsets() -> dict[str, str]:
 
 @functools.cache
 def candidates(data_set: str) -> tuple[int, ...] | None:
-    """The labels among which a prediction on a TFDS data set is made; None is all that the model knows.
+    """The labels that a prediction on a TFDS data set may have; None means all classes of the model.
 
-    ImageNet-A and ImageNet-R have images of 200 of the 1000 classes each, and their papers (Hendrycks et al.,
-    arXiv:1907.07174 and 2006.16241) let the model choose among those.
+    ImageNet-A and ImageNet-R each have images of 200 of the 1000 classes. In their papers (Hendrycks et al.,
+    arXiv:1907.07174 and 2006.16241), the model chooses only among these.
     """
     if data_set not in ("imagenet_a", "imagenet_r"):
         return None
@@ -31,10 +31,10 @@ def candidates(data_set: str) -> tuple[int, ...] | None:
 
 
 def class_names(num_classes: int) -> tuple[str, ...]:
-    """Names for weights that bring none: ImageNet's where there are 1000, else the labels."""
+    """Class names for weights that have none: ImageNet's if there are 1000 classes, else the numbers of the labels."""
     return tuple(synsets().values()) if num_classes == CLASSES else tuple(str(i) for i in range(num_classes))
 
 
 def readable(name: str) -> str:
-    """'n01440764' -> 'tench'; other names stay, with what is not printable escaped."""
+    """'n01440764' -> 'tench'; other names are unchanged, except that characters that cannot be printed are escaped."""
     return printable(synsets().get(name, name))

@@ -1,9 +1,9 @@
-"""The part of a JPEG file that a crop needs, decoded by libjpeg-turbo (simplejpeg) at the scale that it needs.
+"""Decodes only the part of a JPEG file that a crop needs, at the scale that it needs (libjpeg-turbo, by simplejpeg).
 
-Two thirds of the time of a training image is this, and two thirds of it reading the entropy coding, which has no other
-entry than its beginning. What can be left out without touching a pixel is everything below the crop: a file that says
-it is less high is decoded less far. Where the crop is much larger than what it becomes, the inverse DCT gives each
-block as 4 x 4, 2 x 2 or 1 pixel: see `MARGIN`.
+Two thirds of the time for a training image is decoding. Two thirds of that is reading the entropy coding, which has to
+be read from its beginning. Everything below the crop can be left out without changing a pixel: if the header gives a
+smaller height, the file is decoded only so far. If the crop is much larger than the final image, the inverse DCT gives
+4 x 4, 2 x 2 or 1 pixel for each block: see `MARGIN`.
 """
 
 import dataclasses
@@ -17,35 +17,36 @@ Box = tuple[float, float, float, float]
 """left, top, width, height."""
 
 SEQUENTIAL = (0xC0, 0xC1)
-"""Frames whose pixels come from top to bottom (SOF0, SOF1). Progressive ones have to be read to the end."""
+"""Markers of frames whose pixels come from top to bottom (SOF0, SOF1). Progressive ones have to be read to the end."""
 OTHERS = (*range(0xC2, 0xC4), *range(0xC5, 0xD0), 0xDA)
-"""Frames of other kinds, and a scan that has none."""
+"""Markers of other kinds of frames, and of a scan without a frame."""
 SAMPLINGS = {bytes((luma, 0x11, 0x11)) for luma in (0x11, 0x21, 0x12, 0x22, 0x41, 0x14)}
-"""Of the three components, 4:4:4 to 4:1:1: what TurboJPEG knows. A byte has the horizontal and the vertical factor."""
+"""TurboJPEG's subsamplings of the three components, 4:4:4 to 4:1:1. A byte has the horizontal and vertical factor."""
 END_OF_IMAGE = b"\xff\xd9"
 CONTEXT = 2
-"""Rows below the crop that the interpolation of the colours looks at."""
+"""The interpolation of the colours uses so many rows below the crop."""
 REDUCTIONS = (8, 4, 2)
-"""One pixel of so many, in each direction: the scales of the DCT at which libjpeg-turbo is faster than at full size."""
+"""Reductions in each direction: the scales of the DCT at which libjpeg-turbo is faster than at full size."""
 MARGIN = 1.75
-"""A reduced crop is still so many times larger than what it is resized to. On photographs the pixels then differ from
-those of the full decode by less than three quarters of what they would with bicubic or box instead of bilinear, in the
+"""A reduced crop is at least so many times larger than the final image. On photographs, the pixels then differ from the
+full decode by less than three quarters of the difference that bicubic or box instead of bilinear would make, in the
 mean and in the 99th percentile (tests/data/test_jpeg.py; docs/performance.md)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Jpeg:
-    """An encoded image of which parts can be decoded. `size` is (width, height), as Pillow's."""
+    """An encoded image whose parts can be decoded. `size` is (width, height), as in Pillow."""
 
     data: bytes
     size: tuple[int, int]
     height_at: int
-    """Where the file says its height."""
+    """The position of the height in the file."""
 
     def decode(self, box: tuple[int, int, int, int], reduction: int = 1) -> tuple[np.ndarray, Box]:
-        """uint8 (h, w, 3) that holds the box (left, top, width, height), and where in it the box is, in its pixels.
+        """(pixels, uint8 (h, w, 3), that contain the box (left, top, width, height); the box in these pixels).
 
-        With reduction 1 the array is the box, and its pixels are Pillow's; else it has up to a pixel more on each side.
+        With reduction 1, the pixels are exactly the box, and the same as Pillow's; otherwise there may be one pixel
+        more on each side.
 
         Raises:
           ValueError: libjpeg-turbo cannot decode it.
@@ -68,10 +69,10 @@ class Jpeg:
 
 
 def open_jpeg(data: bytes) -> Jpeg | None:
-    """A file whose parts can be decoded: complete, sequential, 8 bits, grey or three colours; None for any other.
+    """A file whose parts can be decoded: complete, sequential, 8 bits, grey or three colours; None for any other file.
 
-    A file that ends before its end of image is left to Pillow, which refuses it. Inside the coded pixels those two
-    bytes do not occur, so that a file cut off there does not end with them.
+    A file without its end-of-image marker is left to Pillow, which refuses it. The two bytes of the marker do not occur
+    inside the coded pixels, so a file that was cut off there does not end with them.
     """
     if not (data.startswith(b"\xff\xd8") and data.endswith(END_OF_IMAGE)):
         return None

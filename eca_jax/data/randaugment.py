@@ -1,9 +1,9 @@
-"""RandAugment as timm has it: two operations an image, each done with probability 1/2, stronger with the magnitude.
+"""timm's RandAugment: two operations for each image, each done with probability 1/2, stronger with the magnitude.
 
 RandAugment (Cubuk et al. 2019, arXiv:1909.13719, section 3) draws from a fixed list of operations, with one magnitude
-for all. timm's (timm/data/auto_augment.py; `rand-m7-mstd0.5-inc1` in "ResNet strikes back", Wightman et al. 2021)
-differs: an operation that was drawn is left out half of the time, the magnitude is drawn anew for each from a normal
-distribution, every operation changes the image more the larger it is, and the list has no identity.
+for all. timm's version (timm/data/auto_augment.py; `rand-m7-mstd0.5-inc1` in "ResNet strikes back", Wightman et al.
+2021) differs: an operation that was drawn is skipped half of the time, each operation draws its own magnitude from a
+normal distribution, a larger magnitude always changes the image more, and the list does not contain the identity.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ PROBABILITY = 0.5
 MAX_MAGNITUDE = 10
 
 Function = Callable[..., Image.Image]
-"""(image, value, resample=filter, fillcolor=colour of what comes in from outside) -> image."""
+"""(image, value, resample=filter, fillcolor=colour outside the image) -> image."""
 
 
 def _affine(matrix: Callable[[float, int, int], tuple[float, ...]]) -> Function:
@@ -29,12 +29,12 @@ def _affine(matrix: Callable[[float, int, int], tuple[float, ...]]) -> Function:
 
 
 def _enhance(enhancer: type) -> Function:
-    """Pillow's blend of the image with one that lacks the property: 0 is without, 1 as it is, 2 twice as much."""
+    """Pillow's enhancement of a property (colour, contrast, ...): 0 removes it, 1 changes nothing, 2 doubles it."""
     return lambda image, factor, **_: enhancer(image).enhance(factor)
 
 
 def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
-    """Keeps the highest bits; none gives black (which Pillow's own refuses, and timm with it, since Pillow 13)."""
+    """Keeps the highest bits; 0 bits give black (Pillow's own function, and so timm, refuses that since Pillow 13)."""
     return image.point([value >> 8 - bits << 8 - bits for value in range(256)] * 3)
 
 
@@ -67,7 +67,7 @@ OPERATIONS: dict[str, tuple[Function, Callable[[float], float | None]]] = {
     "translate_x": (_affine(lambda share, w, h: (1, 0, share * w, 0, 1, 0)), lambda level: 0.45 * level),
     "translate_y": (_affine(lambda share, w, h: (1, 0, 0, 0, 1, share * h)), lambda level: 0.45 * level),
 }
-"""Name -> (function, its value at a level). Levels are -1 to 1; the sign counts where there are two directions."""
+"""Name -> (function, its value at a level). Levels are -1 to 1; the sign matters if there are two directions."""
 
 
 def rand_augment(
@@ -87,7 +87,7 @@ def rand_augment(
 
 
 def draw_operations(rng: np.random.Generator, magnitude: float, std: float) -> list[tuple[str, float]]:
-    """None to two (name, level): with replacement, the level's size from a normal distribution cut off at 0 and 1."""
+    """Zero to two (name, level), drawn with replacement; the level's size is normally distributed, clipped to 0..1."""
     names = [list(OPERATIONS)[i] for i in rng.integers(len(OPERATIONS), size=NUM_OPERATIONS)]
     return [(name, _draw_level(rng, magnitude, std)) for name in names if rng.random() < PROBABILITY]
 

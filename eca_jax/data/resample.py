@@ -1,8 +1,8 @@
-"""A part of what Pillow's resize makes of a long thin image that it enlarges, to the bit, without the rest of it.
+"""Computes a part of a long thin image that Pillow's resize enlarges, with the same bits, without the other parts.
 
-Pillow has no way to ask for it: `resize(box=...)` rounds the bounds of the box to single precision. So its arithmetic
-(Resample.c) is repeated here for one axis: weights in fixed point with 22 bits after the point, sums rounded to 8 bits.
-The other axis is left to Pillow.
+Pillow cannot do this: `resize(box=...)` rounds the bounds of the box to single precision. So its arithmetic
+(Resample.c) is repeated here for one axis: weights in fixed point with 22 fractional bits, sums rounded to 8 bits.
+Pillow does the other axis.
 """
 
 from typing import NamedTuple
@@ -24,23 +24,23 @@ def _bicubic(x: np.ndarray) -> np.ndarray:
 
 
 KERNELS = {Image.Resampling.BILINEAR: (1.0, _triangle), Image.Resampling.BICUBIC: (2.0, _bicubic)}
-"""Reach in pixels, and weight at a distance."""
+"""Filter -> (its reach in pixels, its weight as a function of the distance)."""
 
 
 class Taps(NamedTuple):
-    """Which pixels of a line some pixels of the enlarged line are made of."""
+    """The old pixels, with weights, from which some new pixels of an enlarged line are computed."""
 
     start: int
     stop: int
-    """All of them are in start to stop."""
+    """All the old pixels are from `start` to `stop`, without that one."""
     at: np.ndarray
-    """int (n, taps): counted from `start`, for each of the n new pixels."""
+    """int (n, taps): for each of the n new pixels, the old ones, counted from `start`."""
     weight: np.ndarray
     """int32 (n, taps), in units of 2^-22."""
 
 
 def taps(length: int, new_length: int, first: int, n: int, resample: Image.Resampling) -> Taps:
-    """Of the new pixels `first` to `first + n`, where a line of `length` pixels becomes one of `new_length`, longer."""
+    """The taps of the new pixels `first` to `first + n` when a line of `length` pixels is enlarged to `new_length`."""
     reach, kernel = KERNELS[resample]
     center = (np.arange(first, first + n) + 0.5) * (length / new_length)
     low = np.maximum((center - reach + 0.5).astype(int), 0)

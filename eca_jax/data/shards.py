@@ -1,7 +1,7 @@
-"""Writing a data set shard by shard, so that an interrupted preparation continues with the shard that it was at.
+"""Writes a data set shard by shard, so that an interrupted preparation can continue.
 
-What is unfinished is never taken for a data set: shards are written beside it, in `.incomplete.VERSION`, each under
-another name until it is whole, and the directory gets its name when everything is in it.
+An unfinished data set is never taken for a complete one: shards are written to a directory `.incomplete.VERSION`, each
+under a temporary name until it is complete. The directory gets its final name when it contains everything.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 ADAPTER = ADAPTER_FOR_FORMAT[ARRAY_RECORD]
 ORIGIN = "origin.json"
 THREADS = 4
-"""They overlap the waiting for the disk; the rest is Python's, one at a time."""
+"""The threads only overlap waiting for the disk; everything else runs in Python, one thread at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,22 +36,22 @@ class Shard:
     length: int
     """Number of records."""
     size: int
-    """Bytes that it will need, about."""
+    """The approximate number of bytes."""
     records: Callable[[], Iterator[bytes]]
 
 
 def write_data_set(
     target: pathlib.Path, shards: Sequence[Shard], *, origin: dict, finish: Callable[[pathlib.Path], None]
 ) -> None:
-    """Makes the directory `target` of the shards, and goes on where an earlier call was interrupted.
+    """Writes the shards to the directory `target`; continues an earlier call that was interrupted.
 
     Args:
-      origin: what the shards are made of, for JSON. Shards of another origin are not continued.
-      finish: writes whatever else belongs into the directory, before it gets its name.
+      origin: describes the input of the shards, for JSON. If it differs, unfinished shards are not continued.
+      finish: writes the other files of the directory, before it gets its name.
 
     Raises:
-      EcaJaxError: the disk is too small; another process is at it; the unfinished shards are of another origin; and
-        whatever `records` raise.
+      EcaJaxError: the disk is too small, another process writes the data set, or the unfinished shards have another
+        origin; also the errors of `records`.
     """
     work = target.with_name(f".incomplete.{target.name}")
     try:
@@ -86,7 +86,7 @@ def _write_shard(work: pathlib.Path, shard: Shard) -> None:
 
 
 def _is_whole(file: pathlib.Path, length: int) -> bool:
-    """Whether the end of the file says that it has so many records."""
+    """Whether the file is complete: its end says that it has so many records."""
     try:
         return ADAPTER.num_examples(file) == length
     except Exception:  # it is not there, or is no ArrayRecord

@@ -1,4 +1,4 @@
-"""TFDS's notation for splits ('train', 'train[:90%]', 'train+test'), also for data sets that are not TFDS's."""
+"""TFDS's notation for splits ('train', 'train[:90%]', 'train+test'), for all data sets."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from eca_jax.errors import EcaJaxError, nearest
 T = TypeVar("T")
 
 HELD_OUT = ("validation", "test", "val")
-"""What the split to evaluate on is called; the first that a data set has."""
+"""Names of the split to evaluate on; the first of them that a data set has is used."""
 
 
 def split_names(split: str) -> set[str]:
@@ -37,7 +37,7 @@ def check_split(name: str, split: str, known: list[str]) -> None:
 
 
 def absolute(name: str, split: str, sizes: Mapping[str, int]) -> tuple[Part, ...]:
-    """The parts of named splits that 'train[:90%]+test' means, where each has so many records."""
+    """The parts of the named splits that 'train[:90%]+test' means; `sizes` has the number of records in each split."""
     try:
         known = {s: tfds.core.SplitInfo(name=s, shard_lengths=[size], num_bytes=0) for s, size in sizes.items()}
         instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(known)
@@ -47,7 +47,7 @@ def absolute(name: str, split: str, sizes: Mapping[str, int]) -> tuple[Part, ...
 
 
 def select(name: str, split: str, examples: Mapping[str, Sequence[T]]) -> tuple[list[T], tuple[Part, ...]]:
-    """What a split means, of the examples of each split by its name: those examples, at least one, and their places."""
+    """Selects a split such as 'train[:90%]' from the examples of each named split; (examples, their places)."""
     parts = absolute(name, split, {s: len(e) for s, e in examples.items()})
     chosen = [e for part in parts for e in examples[part.split][part.start : part.stop]]
     if not chosen:

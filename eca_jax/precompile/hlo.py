@@ -1,4 +1,4 @@
-"""The text of a compiled program -> its collectives and the bytes it moves. Pure functions of text."""
+"""Finds the collectives in the text of a compiled program, and counts the bytes that it moves."""
 
 import collections
 import dataclasses
@@ -39,7 +39,7 @@ _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|(?:true|false)_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}"
 )
 _ON_CHIP = re.compile(r"\b[a-z]+\d*\w*\[[\d,<=]*\]\{[^}]*\bS\([1-9]\d*\)[^}]*\}")
-"""An array in another memory than HBM: XLA:TPU writes S(1) for VMEM."""
+"""An array that is not in HBM: XLA:TPU writes S(1) for VMEM."""
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -49,7 +49,7 @@ class Instruction:
 
     name: str
     shape: str
-    """Of the result: 'f32[8,128]{1,0}', or a tuple of such."""
+    """The shape of the result: 'f32[8,128]{1,0}', or a tuple of such shapes."""
     opcode: str
     operands: tuple[str, ...]
     """Names of instructions of the same computation."""
@@ -64,10 +64,10 @@ class Collective:
     dtype: str
     """'f32', or several: 'bf16+f32'."""
     arrays: int
-    """How many arrays are combined in it."""
+    """The number of arrays that are combined in it."""
     elements: int
     bytes: int
-    """Of the result on one chip, each time it runs."""
+    """Bytes of the result on one chip, each time it runs."""
     times: int | None
     """How often it runs in one step; None in a loop whose length the compiler does not know."""
 
@@ -89,7 +89,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def _closing(text: str) -> int:
-    """Where the bracket closes that was open at the start."""
+    """The position of the bracket that closes the one before the text."""
     depth = 1
     for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1
@@ -99,9 +99,10 @@ def _closing(text: str) -> int:
 
 
 def scheduled(text: str) -> Iterator[tuple[Instruction, dict[str, Instruction], int | None]]:
-    """What runs on its own: (instruction, its computation by name, how often it runs in one call of the program).
+    """The separate operations: (instruction, its computation by name, how often it runs in one call of the program).
 
-    Goes into loops, calls, branches (each counts as taken) and asynchronous computations; a fusion is one operation.
+    Includes those inside loops, calls, branches (each counts as taken) and asynchronous computations. A fusion counts
+    as one operation.
     """
     computations, entry = parse(text)
 

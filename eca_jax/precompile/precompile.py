@@ -1,6 +1,6 @@
-"""Compiles the training step of a configuration for a target, and says what it needs and costs there.
+"""Compiles the training step of a configuration for a target, and reports its memory, time and communication there.
 
-No device is touched: the compilers of TPU and GPU run on the CPU. What is compiled is what `train.py` runs, by way of
+No device is used: the compilers for TPU and GPU run on the CPU. They compile the step that `train.py` runs, made by
 `eca_jax.training.program.build_program`.
 """
 
@@ -31,7 +31,7 @@ class Memory:
     outputs: int
     """The next state and the loss."""
     aliased: int
-    """Of the outputs, what takes the place of arguments: the donated state."""
+    """The part of the outputs that reuses the memory of arguments: the donated state."""
     temporaries: int
     program: int
     """The machine code."""
@@ -54,14 +54,14 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `eca-jax precompile` says."""
+    """The result of `eca-jax precompile`."""
 
     target: Target
     config: Config
     num_classes: int
     parameters: int
     state_bytes: int
-    """Of parameters, statistics and the optimiser's state: what a checkpoint holds, and every chip."""
+    """Bytes of the parameters, statistics and the optimiser's state, in a checkpoint and on every chip."""
     step: Step
 
     @property
@@ -76,18 +76,18 @@ class Report:
 
     @property
     def all_reduce_seconds(self) -> float:
-        """The least time that the all-reduces need by themselves: in a ring a chip sends 2 (n - 1) / n of the bytes."""
+        """The least time of the all-reduces alone: in a ring of n chips, each sends 2 (n - 1) / n of the bytes."""
         reduced = sum(c.bytes * (c.times or 1) for c in self.step.collectives if c.kind == "all-reduce")
         return 2 * (self.target.chips - 1) / self.target.chips * reduced / self.target.link
 
     @property
     def roofline_seconds(self) -> float:
-        """No step can be faster: arithmetic and memory at their published peaks, one hidden behind the other."""
+        """The least time of a step: arithmetic and memory traffic at the published peaks, at the same time."""
         return max(self.compute_seconds, self.memory_seconds)
 
 
 class DoesNotFitError(Exception):
-    """A step needs more memory than a chip has. In bytes; `needed` can be a lower bound."""
+    """A step needs more memory than a chip has; both in bytes, and `needed` can be a lower bound."""
 
     def __init__(self, needed: float, available: float):
         super().__init__(f"needs {needed / GIB:.2f} of {available / GIB:.2f} GiB")
@@ -103,11 +103,11 @@ def precompile(
     num_examples: int,
     started: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Compiles the step that `train` would run; `started` is called before what takes minutes, when all is looked at.
+    """Compiles the step that `train` would run; `started` is called after all checks, before the long compilation.
 
     Raises:
-      EcaJaxError: it does not fit (names the bytes and the batch that does); the compiler is missing; the batch cannot
-        be split over the chips.
+      EcaJaxError: the step does not fit (the message has the bytes and a batch size that fits), the compiler is
+        missing, or the batch cannot be split over the chips.
     """
     devices = topology_devices(target)
     config, _ = fit_warmup(config, num_examples)
@@ -170,7 +170,7 @@ def _memory(stats: Any) -> Memory:
 
 
 def out_of_memory(message: str) -> DoesNotFitError | None:
-    """What XLA:TPU says needs more HBM than there is, as numbers; None if the message is about something else."""
+    """The numbers in XLA:TPU's message about too little HBM; None if the message is about something else."""
     size = r"([\d.]+)([KMGT])"
     match = re.search(rf"\({size}\) exceeds available HBM \({size}\)|Used {size} of {size} hbm", message)
     if match is None:
@@ -181,7 +181,7 @@ def out_of_memory(message: str) -> DoesNotFitError | None:
 
 
 def _no(config: Config, target: Target, devices, failure: DoesNotFitError, state: int, data: dict) -> str:
-    """One line: what is needed, what there is, and a batch that was compiled and fits."""
+    """The error: how much memory is needed, how much there is, and a batch size that was compiled and fits."""
     head = (
         f"{config.model.name} at batch_size {config.batch_size} does not fit {target.chip.name}: a chip needs "
         f"{failure.needed / GIB:.2f} GiB and has {failure.available / GIB:.2f} GiB for a program"
@@ -200,7 +200,7 @@ def _no(config: Config, target: Target, devices, failure: DoesNotFitError, state
 
 
 def batch_unit(config: Config, chips: int) -> int:
-    """The least batch that the configuration allows on so many chips, with groups inside one chip if they are now."""
+    """The smallest batch that the configuration allows on so many chips; groups that lie inside one chip stay there."""
     group, parts = config.model.batch_norm_group or 1, config.optim.accumulate
     inside = (config.batch_size // chips) % group == 0
     together = config.task.examples_together

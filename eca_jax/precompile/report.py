@@ -1,4 +1,4 @@
-"""A `Report` as plain values for JSON, and those as a table to read."""
+"""A `Report` as plain values for JSON, and as a table for people."""
 
 import dataclasses
 import importlib.metadata
@@ -13,7 +13,7 @@ COMPILERS = {"tpu": ("libtpu",), "cuda": ("jax-cuda13-pjrt", "jax-cuda12-pjrt")}
 
 
 def versions(platform: str) -> dict[str, str]:
-    """Of JAX and of the package that brought the compiler."""
+    """The versions of JAX and of the package with the compiler."""
     found = {"jax": jax.__version__}
     for package in COMPILERS[platform]:
         try:
@@ -36,7 +36,7 @@ def sources(platform: str) -> dict[str, str]:
 
 
 def to_dict(report: Report) -> dict[str, Any]:
-    """Everything in the report, of one chip, in bytes, FLOP and seconds; each collective by itself."""
+    """Everything in the report, for one chip, in bytes, FLOP and seconds; each collective separately."""
     target, step, config = report.target, report.step, report.config
     chip = target.chip
     return {

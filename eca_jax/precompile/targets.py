@@ -1,4 +1,4 @@
-"""Chips, their published figures, and the devices of a machine that is not there.
+"""Chips, their published figures, and devices for which programs can be compiled without the hardware.
 
 A target is a chip and a number of chips: `v5e-8`, `v4-64`, `h100x16`.
 """
@@ -21,7 +21,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class GpuDescription:
-    """What XLA:GPU asks about a device; SXM boards, as the CUDA driver reports them."""
+    """The properties of a device that XLA:GPU needs; for SXM boards, as the CUDA driver reports them."""
 
     name: str
     compute_capability: tuple[int, int]
@@ -30,7 +30,7 @@ class GpuDescription:
     l2_bytes: int
     clock_ghz: float
     fp32_lanes: int
-    """Of one multiprocessor."""
+    """The float32 lanes of one multiprocessor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,27 +39,27 @@ class Chip:
 
     name: str
     hbm: int
-    """What a program may be given of it is less: see `share`."""
+    """All the memory of the chip; a program gets less of it, see `share`."""
     peak_flops: float
     """bfloat16 with float32 accumulation, dense."""
     hbm_bandwidth: float
     interconnect: float
-    """What a chip sends at once over all its links (half of the bidirectional figure): ICI, or NVLink within a host."""
+    """What a chip sends over all its links (half of the bidirectional figure): ICI, or NVLink within a host."""
     network: float | None = None
-    """GPU: what a chip sends to other hosts (one network card a GPU, as in NVIDIA's DGX)."""
+    """GPU: what a chip sends to other hosts (with one network card for each GPU, as in NVIDIA's DGX)."""
     share: float = 1.0
-    """Of `hbm` for a program: JAX takes 75% of a GPU (XLA_PYTHON_CLIENT_MEM_FRACTION). XLA:TPU has its own limit."""
+    """The share of `hbm` for a program: JAX takes 75% of a GPU (XLA_PYTHON_CLIENT_MEM_FRACTION); XLA:TPU decides itself."""
     topologies: tuple[tuple[int, str], ...] = ()
     """TPU: (chips, shape of the slice)."""
     google_name: str = ""
-    """TPU: the accelerator type, with n for the number that it counts."""
+    """TPU: Google's accelerator type, with n for its number."""
     cores: int = 1
-    """TPU: TensorCores a chip that the accelerator type counts."""
+    """TPU: how much one chip counts in the number of the accelerator type (v4 and v5p: its two TensorCores)."""
     gpu: GpuDescription | None = None
 
     @property
     def platform(self) -> str:
-        """As JAX calls it."""
+        """JAX's name of the platform."""
         return "cuda" if self.gpu else "tpu"
 
 
@@ -110,35 +110,35 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """So many chips of a kind."""
+    """A number of chips of one kind."""
 
     chip: Chip
     chips: int
 
     @property
     def name(self) -> str:
-        """As it is given: 'v5e-8', 'h100x16'."""
+        """The name on the command line: 'v5e-8', 'h100x16'."""
         return _spelled(self.chip, self.chips)
 
     @property
     def hosts(self) -> int:
-        """Of GPUs: eight a host."""
+        """The number of hosts with eight GPUs each."""
         return -(-self.chips // GPUS_PER_HOST)
 
     @property
     def topology(self) -> str:
-        """As XLA calls it: 'v5e:2x4', or hosts x 1 x GPUs of a host."""
+        """XLA's name: 'v5e:2x4', or hosts x 1 x GPUs of a host."""
         if self.chip.gpu:
             return f"{self.hosts}x1x{self.chips // self.hosts}"
         return f"{self.chip.name}:{dict(self.chip.topologies)[self.chips]}"
 
     @property
     def link(self) -> float:
-        """Bytes/s that a chip sends in a ring over all chips: across hosts, a GPU's network is the narrowest part."""
+        """Bytes/s that a chip sends in a ring over all chips; across hosts, a GPU's network card is the limit."""
         return self.chip.network if self.chip.network and self.hosts > 1 else self.chip.interconnect
 
     def describe(self) -> str:
-        """For people who rent it."""
+        """A description for people who rent such chips."""
         if self.chip.gpu:
             return f"{self.chips} x {self.chip.gpu.name}, {self.hosts} host{'s' * (self.hosts > 1)}"
         google = self.chip.google_name.format(n=self.chips * self.chip.cores)
@@ -172,7 +172,7 @@ def _spelled(chip: Chip, chips: int) -> str:
 
 
 def topology_devices(target: Target) -> Sequence[Any]:
-    """Devices to compile for; they hold nothing and run nothing. TPU: one process at a time may load libtpu.
+    """Devices for which programs can be compiled, but not run. For TPU, only one process at a time may load libtpu.
 
     Raises:
       EcaJaxError: the compiler is not installed, or another process has it.
@@ -196,7 +196,7 @@ def topology_devices(target: Target) -> Sequence[Any]:
 
 
 def _slice_options(target: Target) -> dict[str, Any]:
-    """libtpu's: the two cores of a v4 or v5p are one device; a host of a single chip."""
+    """libtpu's options: the two cores of a v4 or v5p form one device; a single chip is a host of its own."""
     megacore = {"chip_config_name": "megacore"} if target.chip.cores == 2 else {}
     return megacore | ({"chips_per_host_bounds": (1, 1, 1)} if target.chips == 1 else {})
 
