@@ -47,11 +47,11 @@ RULES: dict[type, dict[str, tuple[str, Layout]]] = {
 }
 """Layer -> our array -> (PyTorch's name of it, layout)."""
 COUNTER = "num_batches_tracked"
-"""Of PyTorch's batch norm: has no counterpart here, is dropped on the way in and written as 0 on the way out."""
+"""An array of PyTorch's batch norm without a counterpart here: ignored when it is read, written as 0."""
 
 
 BROUGHT: dict[type, frozenset[str]] = {}
-"""Layer of a plugin -> the sources whose networks have it."""
+"""The layers of plugins -> the sources whose networks have them."""
 
 
 def register_layout(
@@ -61,9 +61,9 @@ def register_layout(
 
     Args:
       layer: the class of the layer.
-      arrays: our array ('kernel', or 'fc1.kernel' of a layer inside) -> (PyTorch's name of it, layout).
-      sources: whose networks have such a layer, and so can be written with it: 'ecanet', 'timm'. It is called there
-        what the source calls an attention: `eca`, `se`.
+      arrays: our array ('kernel', or 'fc1.kernel' for one of a layer inside) -> (PyTorch's name of it, layout).
+      sources: the sources whose networks have such a layer: 'ecanet', 'timm'. Models with the layer can then be written
+        for them. There, the layer has the source's name of an attention: `eca`, `se`.
     """
     RULES[layer] = dict(arrays)
     BROUGHT[layer] = frozenset(sources)
@@ -80,7 +80,7 @@ class Leaf:
     layer: type
     """The layer's class."""
     torch_name: str | None
-    """PyTorch's name of the array in its layer: 'weight'; None where no rule says it."""
+    """PyTorch's name of the array in its layer: 'weight'; None if there is no rule for it."""
     layout: Layout | None
     variable: nnx.Variable
 
@@ -102,7 +102,7 @@ def leaves(model: Backbone) -> Iterator[Leaf]:
 
 
 def _layers(node, path: tuple[str, ...] = ()) -> Iterator[tuple[str, nnx.Module]]:
-    """The layers that a rule is for, and what has arrays of its own that no rule is for."""
+    """The layers that have a rule, and those without a rule that have arrays of their own."""
     children = dict(_children(node))
     if type(node) in RULES or any(isinstance(child, nnx.Variable) for child in children.values()):
         yield ".".join(path), node
@@ -113,7 +113,7 @@ def _layers(node, path: tuple[str, ...] = ()) -> Iterator[tuple[str, nnx.Module]
 
 
 def _variables(layer) -> Iterator[tuple[str, nnx.Variable]]:
-    """The arrays of a layer by name; those of the layers inside too ('fc1.kernel'), where a rule is for the whole."""
+    """The arrays of a layer by name; if it has a rule, also those of the layers inside ('fc1.kernel')."""
     for name, child in _children(layer):
         if isinstance(child, nnx.Variable):
             yield name, child
@@ -130,7 +130,7 @@ def _variables_below(node) -> Iterator[tuple[str, nnx.Variable]]:
 
 
 def _children(node) -> Iterator[tuple[str, nnx.Variable | nnx.Module | nnx.List]]:
-    """What is directly in a module or a list: arrays, and what may have some."""
+    """The arrays, modules and lists directly in a module or a list."""
     for name, child in enumerate(node) if isinstance(node, nnx.List) else vars(node).items():
         if isinstance(child, nnx.Variable | nnx.Module | nnx.List) and not isinstance(child, nnx.RngState):
             yield str(name), child

@@ -1,7 +1,7 @@
-"""What each source calls the layers that we call something else: (regular expression on our path, replacement).
+"""What each source calls our layers: rows of (regular expression on our path, replacement).
 
-The first row that matches counts; a path that none matches is the same there. A table is read in both directions: what
-it makes of the layers of a model is a one-to-one map.
+The first row that matches counts; if none matches, the path is the same in the source. Each table maps the layers of a
+model one to one, so it is used in both directions.
 """
 
 import re

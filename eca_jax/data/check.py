@@ -1,4 +1,4 @@
-"""Reads every image of a data set, and says what is in it: `eca-jax check`."""
+"""Reads every image of a data set and reports what is in it: `eca-jax check`."""
 
 import collections
 import dataclasses
@@ -14,12 +14,12 @@ from eca_jax.data.records import Source, class_difference
 from eca_jax.errors import printable
 
 FORMATS = {"MPO": "JPEG"}
-"""What Pillow calls a JPEG file that has a second picture behind the first, as cameras write it."""
+"""Pillow's name for a JPEG file that contains a second picture, as some cameras write it -> its format."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What was found of one record."""
+    """The result for one record."""
 
     labels: tuple[int, ...] = ()
     size: tuple[int, int] = (0, 0)
@@ -27,20 +27,20 @@ class Checked:
     error: str | None = None
     """Why it cannot be read."""
     odd: str | None = None
-    """What is not as one would expect, though it can be read."""
+    """What is unusual about it, although it can be read."""
 
 
 @dataclasses.dataclass
 class Report:
-    """What was found of a split."""
+    """The result for a split."""
 
     source: Source
     images: int = 0
-    """That can be read."""
+    """The number of images that can be read."""
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    """Of these, by label."""
+    """The number of readable images by label."""
     smallest: tuple[int, tuple[int, int]] | None = None
-    """(index, size) of the one with the fewest pixels."""
+    """(index, size) of the image with the fewest pixels."""
     largest: tuple[int, tuple[int, int]] | None = None
     unreadable: list[str] = dataclasses.field(default_factory=list)
     """'record 3 of ...: why'."""
@@ -66,7 +66,7 @@ class Report:
         self.largest = max(self.largest or this, this, key=_pixels)
 
     def lines(self) -> Iterator[str]:
-        """For people, and for grep: what cannot be read begins with 'unreadable: '."""
+        """The report as text; lines about what cannot be read begin with 'unreadable: ', for grep."""
         source = self.source
         yield (
             f"{printable(source.name)}, split {source.split!r}: {self.images} of {len(source)} images can be read, "
@@ -84,7 +84,7 @@ class Report:
 
 
 def class_differences(sources: Sequence[Source]) -> list[str]:
-    """For people: the splits of a data set whose classes are not those of the first, with which no run would begin."""
+    """A line for each split whose classes differ from those of the first; no run can be trained on such splits."""
     first, *others = sources
     return [
         f"classes differ: split {first.split!r} (the first) and {other.split!r} (the second): "

@@ -1,4 +1,4 @@
-"""Prepared TFDS data sets: finding, making and converting them. Needs TensorFlow, once, for all but `digits`."""
+"""Finds, makes and converts prepared TFDS data sets. All but `digits` need TensorFlow for this, once."""
 
 import contextlib
 import functools
@@ -29,13 +29,13 @@ from eca_jax.data.shards import ARRAY_RECORD, Shard, write_data_set
 from eca_jax.errors import EcaJaxError, nearest
 
 ARCHIVES = {"imagenet2012": ("train", "validation"), "imagenet2012_real": ("validation",)}
-"""The data sets that are made of ImageNet's official tar files, and of which."""
+"""Data sets that are made from ImageNet's official tar files -> the splits of the files that they need."""
 HUGGING_FACE = "huggingface:"
-"""TFDS's prefix for them."""
+"""TFDS's prefix for the data sets of Hugging Face."""
 PACKAGES = {"google storage": "gcsfs", "'tensorflow'": "'eca-jax[prepare]'"}
-"""What to install, by what TFDS says is missing."""
+"""A word in TFDS's error about a missing package -> the package to install."""
 RECORD_BYTES = 256
-"""More than a record needs besides its image."""
+"""An upper bound on the bytes of a record besides its image."""
 
 
 def tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -67,14 +67,14 @@ def tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 
 def _not_installed(name: str, error: ImportError) -> EcaJaxError:
-    """The error for a package that TFDS needs for a data set, or for where it is, and that is not there."""
+    """The error for a missing package that TFDS needs for a data set or for its storage."""
     text = " ".join(str(error).split())
     advice = next((f": pip install {package}" for word, package in PACKAGES.items() if word in text.lower()), "")
     return EcaJaxError(f"data set {name!r}: {text}{advice}")
 
 
 def _unknown(name: str, known: Sequence[str]) -> EcaJaxError:
-    """The error for a name that is no data set's: what is there under it, or the nearest of those that TFDS knows."""
+    """The error for an unknown data set. It suggests the folder or table of this name, or similar names of TFDS."""
     path = os.path.expanduser(name)
     if os.path.isdir(path) or (path.endswith(".csv") and os.path.isfile(path)):
         hint = f" Did you mean {shlex.quote(('folder:' if os.path.isdir(path) else 'csv:') + name)}?"
@@ -87,14 +87,14 @@ def _unknown(name: str, known: Sequence[str]) -> EcaJaxError:
 
 
 def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> str:
-    """Downloads a data set where that is needed, and writes ArrayRecord; returns its directory.
+    """Downloads a data set if necessary, and writes it as ArrayRecord; returns its directory.
 
     Args:
-      manual_dir: where the files are that are fetched by hand; None is TFDS's own place, DATA_DIR/downloads/manual.
+      manual_dir: the directory of files that the user has to download; None is TFDS's, DATA_DIR/downloads/manual.
 
     Raises:
-      EcaJaxError: unknown data set; TensorFlow is missing; files that are fetched by hand are missing or damaged; the
-        disk is too small.
+      EcaJaxError: unknown data set; TensorFlow is missing; files that the user has to download are missing or damaged;
+        the disk is too small.
     """
     if name.startswith((folders.PREFIX, csv_records.PREFIX)):
         raise EcaJaxError(f"data set {name!r} needs no preparation: it is read as it is, as data.name")
@@ -126,14 +126,14 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
 
 @contextlib.contextmanager
 def _digits_told(builder: Any) -> Iterator[None]:
-    """One line in place of TFDS's two, which speak of a download and say "Unknown size" four times, on stdout."""
+    """Replaces TFDS's two lines on stdout, about a download of "Unknown size", by one line about the digits."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
     print(f"note: digits, from scikit-learn, are now in {builder.data_path}", file=sys.stderr)
 
 
 def _read_archives(directory: pathlib.Path, splits: Sequence[str]) -> dict[str, list[Image]]:
-    """The images in ImageNet's tar files, by split; says so where a file has only a part of them."""
+    """The images in ImageNet's tar files, by split; prints a note if a file has only a part of them."""
     images = {split: read_archive(path, split) for split, path in find_archives(directory, splits).items()}
     for split, found in images.items():
         if len(found) != IMAGES[split]:
@@ -142,11 +142,11 @@ def _read_archives(directory: pathlib.Path, splits: Sequence[str]) -> dict[str, 
 
 
 def _prepare_imagenet(builder: Any, directory: pathlib.Path, images: dict[str, list[Image]]) -> None:
-    """Writes what TFDS's builder would write, the same examples in the same order in the same shards, shard by shard.
+    """Writes shard by shard what TFDS's builder would write: the same examples in the same order in the same shards.
 
-    (TFDS makes the examples in the order of the archives, so it has to shuffle all of them through temporary files, and
-    begins anew after an interruption. The order follows from the names alone, so each shard can take its images from
-    where they are.)
+    (TFDS reads the examples in the order of the archives, so it shuffles all of them through temporary files, and
+    starts again after an interruption. But the final order depends only on the names, so each shard can read its images from
+    their places in the archives.)
     """
     builder.info.set_file_format(ARRAY_RECORD, override=True)
     shards: dict[str, list[Shard]] = {}
@@ -169,7 +169,7 @@ def _prepare_imagenet(builder: Any, directory: pathlib.Path, images: dict[str, l
 
 
 class _Archives:
-    """What the builder asks of TFDS's download manager."""
+    """The part of TFDS's download manager that the builder uses."""
 
     def __init__(self, directory: pathlib.Path):
         self.manual_dir = str(directory)
@@ -179,7 +179,7 @@ class _Archives:
 
 
 def _shards(builder: Any, split: str, images: Sequence[Image], settings: dict, descriptor: int) -> list[Shard]:
-    """The shards of a split, cut and ordered as `tfds.core.writer` does."""
+    """The shards of a split, divided and ordered as by `tfds.core.writer`."""
     serializer = tfds.core.ExampleSerializer(builder.info.features.get_serialized_info())
     hasher = Hasher(split)
     ordered = sorted(images, key=lambda image: hasher.hash_key(image.name))
@@ -251,7 +251,7 @@ def convert(name: str, data_dir: str | None, to: str) -> str:
 
 
 def _records(source: os.PathLike, length: int, file_format: Any) -> Iterator[bytes]:
-    """The records of a shard, checked for their number."""
+    """The records of a shard; their number is checked."""
     read = 0
     try:
         records: Any = ADAPTER_FOR_FORMAT[file_format].make_tf_data(source).as_numpy_iterator()

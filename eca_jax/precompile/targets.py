@@ -48,7 +48,7 @@ class Chip:
     network: float | None = None
     """GPU: what a chip sends to other hosts (with one network card for each GPU, as in NVIDIA's DGX)."""
     share: float = 1.0
-    """The share of `hbm` for a program: JAX takes 75% of a GPU (XLA_PYTHON_CLIENT_MEM_FRACTION); XLA:TPU decides itself."""
+    """The share of `hbm` for a program: JAX takes 75% of a GPU by default. XLA:TPU has its own limit."""
     topologies: tuple[tuple[int, str], ...] = ()
     """TPU: (chips, shape of the slice)."""
     google_name: str = ""

@@ -1,12 +1,12 @@
 """The checkpoints of a run. The only file that imports Orbax.
 
 RUN/checkpoints/STEP/           `state` (arrays), `run` (configuration, class names, checksums), `evaluation`
-RUN/checkpoints-damaged/STEP/   what could not be read when the run went on from the checkpoint before it
+RUN/checkpoints-damaged/STEP/   checkpoints that could not be read when the run continued from an earlier one
 
-A checkpoint is written under a temporary name and renamed when it is complete, so one that has the name of a step is
-whole: never half visible, whenever the process dies. The run directory therefore has to be on a file system whose
-rename is atomic (a disk, NFS, Lustre, a bucket with a hierarchical namespace). A flat bucket that is mounted renames
-file by file; a checkpoint that is torn there does not have its checksums, and is passed over as a damaged one is.
+A checkpoint is written under a temporary name and renamed when it is complete. So a directory with the name of a step
+is complete, whenever the process dies. The run directory therefore has to be on a file system with an atomic rename (a
+disk, NFS, Lustre, a bucket with a hierarchical namespace). A mounted flat bucket renames file by file; an incomplete
+checkpoint there has wrong checksums and is skipped like a damaged one.
 """
 
 import asyncio
@@ -41,9 +41,9 @@ CHECKPOINTS = "checkpoints"
 DAMAGED = "checkpoints-damaged"
 SEAL = "crc32"
 
-# Readers are read-only on purpose. Errors of the threads that save are raised by `check_saved`, `wait` or the next
-# `save` as well; Orbax prints each with its traceback wherever it comes by. Of a damaged checkpoint it raises the error
-# of one array, and leaves those of the others to asyncio; the metadata that it cannot parse are of no use to a reader.
+# Messages of Orbax that are not needed. Readers are read-only on purpose. Errors of the threads that save are also
+# raised by `check_saved`, `wait` or the next `save`. For a damaged checkpoint, Orbax raises the error of one array and
+# leaves those of the others to asyncio; metadata that it cannot parse are of no use to a reader.
 SAID_ELSEWHERE = re.compile(
     "read_only=True|directory is read only|_SignalingThread.* raised an exception|in background save thread"
     "|Save Finalize thread .* failed|exception was never retrieved\nfuture: .*(async_deserialize|OCDBT database)"
@@ -53,14 +53,14 @@ for _logger in (absl.logging.get_absl_logger(), logging.getLogger("asyncio")):
     _logger.addFilter(lambda record: not SAID_ELSEWHERE.search(record.getMessage()))
 
 DETAILS = "See full TensorStore details:"
-"""Begins what Orbax adds to an error of TensorStore's: the name of a method, then pages of its specification."""
+"""The beginning of what Orbax adds to an error of TensorStore: the name of a method, then pages of specification."""
 
 
 def _show(unraisable: Any, show: Callable[[Any], Any] = sys.unraisablehook) -> None:
-    """A `sys.unraisablehook` without what TensorStore's threads say when one of their writes has failed.
+    """A `sys.unraisablehook` that hides the messages of TensorStore's threads after one of their writes has failed.
 
-    Orbax then closes its event loop, and each write that ends after it finds that so. It stays for good: a thread may
-    be about to call it at any moment.
+    Orbax then closes its event loop, and each write that ends later complains about that. The hook is never removed,
+    because a thread may call it at any moment.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         show(unraisable)
@@ -70,10 +70,10 @@ sys.unraisablehook = _show
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that waits for what it has begun before it closes.
+    """An event loop that waits for its tasks before it closes.
 
-    Where Orbax cannot read one array it closes the loop under the reads of the others, which go on in TensorStore's
-    threads; one that then ends calls into a loop that is gone (which has crashed a process).
+    If Orbax cannot read one array, it closes the loop while TensorStore's threads still read the others. A read that
+    ends later would call into a closed loop, which has crashed a process.
     """
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class DamagedCheckpoint(EcaJaxError):
-    """A checkpoint that cannot be read, or does not have its checksums."""
+    """A checkpoint that cannot be read, or whose checksums are wrong."""
 
     def __init__(self, path: pathlib.Path, why: str, others: Sequence[int]):
         self.why = " ".join(why.partition(DETAILS)[0].split())[:200]
@@ -94,7 +94,7 @@ class DamagedCheckpoint(EcaJaxError):
 
 
 class NotSaved(Exception):
-    """A checkpoint could not be written; the error that it comes from says why."""
+    """A checkpoint could not be written; the error that caused this one says why."""
 
     def __init__(self, step: int, size: int):
         super().__init__(f"the checkpoint of step {step} is not saved")
@@ -103,7 +103,10 @@ class NotSaved(Exception):
 
 
 class Checkpoints:
-    """Saves asynchronously; keeps the newest `keep` and the best by the held-out `score`. Use as a context manager."""
+    """Saves asynchronously; keeps the newest `keep` checkpoints and the best by the held-out `score`.
+
+    Use it as a context manager.
+    """
 
     def __init__(self, run: str | pathlib.Path, keep: int = 1, *, score: str, read_only: bool = False):
         self._score = score
@@ -119,7 +122,7 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
             ),
         )
-        # Each process reads by itself, without Orbax's barriers: where one fails, the others must not wait for it.
+        # Each process reads by itself, without Orbax's barriers: if one fails, the others must not wait for it.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(),
             active_processes={jax.process_index()},
@@ -158,7 +161,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """The step with the highest held-out score; of equals the newest."""
+        """The step with the highest held-out score; the newest of equal ones."""
         return max(self._scores, key=lambda step: (self._scores[step], step), default=None)
 
     def evaluated(self) -> list[int]:
@@ -177,7 +180,7 @@ class Checkpoints:
             self._scores[step] = score if score == score else -math.inf  # NaN is never the best
 
     def save(self, step: int, state: Any, run: dict, evaluation: dict[str, float] | None) -> None:
-        """Starts to write; training goes on meanwhile. A checkpoint is complete or not there."""
+        """Starts to write a checkpoint, while training goes on. It is complete or absent."""
         items = {
             "state": ocp.args.StandardSave(state),
             "run": ocp.args.JsonSave(seal(run | {"checksums": checksums(state)})),
@@ -191,7 +194,7 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def add_evaluation(self, step: int, evaluation: dict[str, float]) -> None:
-        """Gives a checkpoint that was saved without its evaluation the one that was due; it is there whole or not."""
+        """Adds its evaluation to a checkpoint that was saved without one; it is complete or absent."""
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             path = epath.Path(self.path(step) / "evaluation")
             checkpointer.save(path, args=ocp.args.JsonSave(seal(evaluation)), force=True)
@@ -202,9 +205,9 @@ class Checkpoints:
         return self._manager.is_saving_in_progress()
 
     def check_saved(self) -> None:
-        """Raises the error of the last `save`, once there is one; waits for nothing.
+        """Raises the error of the last `save` if it has failed; does not wait.
 
-        In a cluster the next `save` raises it: to ask there is to wait for the other processes.
+        In a cluster, the next `save` raises it, because asking here would wait for the other processes.
         """
         if self._being_saved and jax.process_count() == 1 and not self.saving():
             self.wait()
@@ -229,7 +232,7 @@ class Checkpoints:
             raise self._being_saved from error
 
     def evaluation(self, step: int) -> dict[str, float] | None:
-        """What the evaluation at that step said; None where it was saved without one."""
+        """The scores of the evaluation at that step; None if the checkpoint was saved without one."""
         if not (self.path(step) / "evaluation").is_dir():
             return None
         return self._unsealed(step, self._read(step, evaluation=ocp.args.JsonRestore()).evaluation)
@@ -238,7 +241,7 @@ class Checkpoints:
         """Configuration, class names and checksums, without the arrays.
 
         Raises:
-          DamagedCheckpoint: also where the step inside is not the one of the directory's name.
+          DamagedCheckpoint: it is damaged, or it contains another step than its directory's name says.
         """
         run = self._unsealed(step, self._read(step, run=ocp.args.JsonRestore()).run)
         missing = [key for key in ("config", "class_names", "num_examples", "checksums") if key not in run]
@@ -250,10 +253,10 @@ class Checkpoints:
         return run
 
     def read_state(self, step: int, abstract_state: Any) -> Any:
-        """The arrays, onto the devices that the shardings of `abstract_state` name, whatever they were saved from.
+        """The arrays, with the shardings of `abstract_state`, whatever devices they were saved from.
 
         Raises:
-          DamagedCheckpoint: also where a bit of them is not what was saved.
+          DamagedCheckpoint: it is damaged, even in a single bit.
         """
         saved = self.read_run(step)["checksums"]
         state = self._read(step, state=ocp.args.StandardRestore(abstract_state)).state
@@ -263,9 +266,9 @@ class Checkpoints:
         return state
 
     def restore_newest(self, abstract_state: Any, check: Callable[[int], None]) -> tuple[int, Any]:
-        """(step, state) of the newest checkpoint that every process can read; (0, None) where there is none.
+        """(step, state) of the newest checkpoint that every process can read; (0, None) if there are none.
 
-        What is newer is moved aside, with a warning. `check` may refuse a step before its arrays are read.
+        Newer ones are moved aside, with a warning. `check` may refuse a step before its arrays are read.
 
         Raises:
           EcaJaxError: there are checkpoints, and none can be read.
@@ -289,7 +292,7 @@ class Checkpoints:
         return 0, None
 
     def _set_aside(self, steps: Sequence[int], why: str) -> None:
-        """Moves checkpoints that nobody could read; `why` is of the last."""
+        """Moves checkpoints that could not be read; `why` is the reason for the last."""
         if not steps:
             return
         if jax.process_index() == 0:
@@ -336,7 +339,7 @@ class Checkpoints:
 
 
 class _Preserve(checkpoint_managers.PreservationPolicy):
-    """Keeps the steps that a function says yes to."""
+    """Keeps the steps for which a function returns True."""
 
     def __init__(self, chosen: Callable[[int], bool]):
         self._chosen = chosen
@@ -352,11 +355,11 @@ def seal(values: dict) -> dict:
 
 
 def checksums(tree: Any) -> dict[str, str]:
-    """A checksum of the bits of each array by its path: 64 bits, the same on whatever devices the array lies.
+    """A 64-bit checksum of each array by its path; it does not depend on the devices that hold the array.
 
-    The storage under a checkpoint does not notice a flipped bit in an array (OCDBT checks only its own tables), and
-    gives back other numbers. Computed where the arrays are, so that no second reading is needed and everything between
-    the memory of two runs is covered.
+    The storage of a checkpoint does not notice if a bit in an array changes (OCDBT checks only its own tables), and
+    returns other numbers. The checksum is computed on the devices, so nothing has to be read twice, and everything
+    between the memory of two runs is covered.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     shardings = [getattr(leaf, "sharding", None) for _, leaf in leaves]
@@ -370,15 +373,15 @@ def checksums(tree: Any) -> dict[str, str]:
 
 @functools.cache
 def _checksum_function(mesh: Mesh | None) -> Callable:
-    """With the result on every device of the mesh, so that every process can read it; None is one device."""
+    """The jitted checksum, with its result on every device of the mesh so that every process can read it."""
     everywhere = None if mesh is None else replicated(mesh)
     return jax.jit(lambda arrays: jnp.stack([_checksum(array) for array in arrays]), out_shardings=everywhere)
 
 
 def _checksum(array: jax.Array) -> jax.Array:
-    """Two sums modulo 2^32 over the words of an array: plain, and weighted by their (odd) positions. uint32 (2,).
+    """Two sums modulo 2^32 over the words of an array, uint32 (2,): a plain one, and one weighted by odd positions.
 
-    One changed bit always changes the first; words that changed places change the second.
+    One changed bit always changes the first sum; words that are exchanged change the second.
     """
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
