@@ -145,8 +145,8 @@ def _prepare_imagenet(builder: Any, directory: pathlib.Path, images: dict[str, l
     """Writes shard by shard what TFDS's builder would write: the same examples in the same order in the same shards.
 
     (TFDS reads the examples in the order of the archives, so it shuffles all of them through temporary files, and
-    starts again after an interruption. But the final order depends only on the names, so each shard can read its images from
-    their places in the archives.)
+    starts again after an interruption. But the final order depends only on the names, so each shard can read its images
+    from their places in the archives.)
     """
     builder.info.set_file_format(ARRAY_RECORD, override=True)
     shards: dict[str, list[Shard]] = {}
