@@ -19,16 +19,16 @@ OPTIMIZERS = ("sgd", "adamw", "lars", "lamb")
 Schedule = Callable[[Any], Any]
 """step (from 0) -> learning rate."""
 TRUST_COEFFICIENT = 0.001
-"""LARS's."""
+"""The trust coefficient of LARS."""
 MAX_STEPS = 2**31 - 1
-"""Of a run: its steps are counted in int32."""
+"""The limit on the steps of a run, which are counted in int32."""
 MAX_DECAYS = 2**20
-"""Epochs of the schedule 'exponential': their ends are a constant of the compiled step, 4 MB of it with so many."""
+"""The limit on epochs with the schedule 'exponential': their ends are a constant in the compiled step (4 MB)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(TypedFields, at="optim"):
-    """By default the paper's SGD: not Nesterov's; weight decay is added to the gradient of every parameter."""
+    """The default is the paper's SGD, without Nesterov; weight decay is added to the gradient of every parameter."""
 
     name: str = "sgd"
     """'sgd', 'adamw' (Loshchilov and Hutter 2019; epsilon 1e-8), 'lars' (You et al. 2017), or 'lamb' (You et al. 2020;
@@ -36,26 +36,27 @@ class OptimConfig(TypedFields, at="optim"):
     lr: float = 0.1
     """Peak learning rate."""
     lr_batch_size: int | None = None
-    """`lr` is for batches of so many examples and grows in proportion to batch_size; None: it stays as it is."""
+    """The batch size for which `lr` is given; with another batch_size, the rate is scaled in proportion. None: the rate
+    is `lr` for any batch size."""
     lr_scales: tuple[tuple[str, float], ...] = ()
-    """(shell pattern of a parameter's name, factor of its rate); the first that matches counts, else 1. E.g.
-    (("layer1.*", 0.0), ("fc.*", 1.0), ("*", 0.1)). Factor 0 freezes; a frozen batch norm keeps its running statistics.
-    """
+    """(shell pattern of a parameter's name, factor for its rate); the first match counts, without one the factor is 1.
+    E.g. (("layer1.*", 0.0), ("fc.*", 1.0), ("*", 0.1)). Factor 0 freezes a parameter; a frozen batch norm keeps its
+    running statistics."""
     momentum: float = 0.9
-    """Of sgd and lars."""
+    """For sgd and lars."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of adamw and lamb: the decays of the averages of gradients and of their squares."""
+    """For adamw and lamb: the decay rates of the averages of the gradients and of their squares."""
     weight_decay: float = 1e-4
     decay_vectors: bool = True
-    """Also decay the parameters of norms and biases (and let lars and lamb adapt their rates), as the paper does."""
+    """Decay the parameters of norms and the biases too (and let lars and lamb adapt their rates), as the paper does."""
     clip_norm: float | None = None
     """Scale gradients down to this global norm."""
     accumulate: int = 1
-    """A batch goes through the network in so many parts; their gradients are averaged. Less memory, same rate."""
+    """Process a batch in so many parts and average their gradients: less memory, the same learning rate."""
     ema_decay: float | None = None
-    """Evaluate the weights' exponential moving average; its decay is min(ema_decay, (1 + step) / (10 + step))."""
+    """Evaluate an exponential moving average of the weights. Its decay is min(ema_decay, (1 + step) / (10 + step))."""
     max_skipped: int = 10
-    """A step whose loss or gradient is not finite changes no weight and is counted; one more than this ends the run."""
+    """A step with a loss or gradient that is not finite changes no weight. More than so many of them end the run."""
     schedule: str = "step"
     """'step' (times drop_factor at drop_epochs), 'cosine' (to min_lr), 'exponential' (times decay_per_epoch), or
     'constant'."""
@@ -63,10 +64,10 @@ class OptimConfig(TypedFields, at="optim"):
     drop_factor: float = 0.1
     decay_per_epoch: float = 0.98
     min_lr: float = 0.0
-    """Of the schedule 'cosine': the rate at its end, in the same unit as `lr` (PyTorch's eta_min, timm's min_lr).
+    """For the schedule 'cosine': the rate at its end, in the same unit as `lr` (PyTorch's eta_min, timm's min_lr).
     `lr_batch_size` and `lr_scales` scale it together with `lr`, so that the curve keeps its form."""
     warmup_epochs: float = 0.0
-    """The rate grows linearly from 0 over so many epochs; in a run that is shorter, over a tenth of its steps."""
+    """The rate grows linearly from 0 over so many epochs; if the run is shorter, over a tenth of its steps."""
 
     def __post_init__(self):
         expect_one_of("optim.name", self.name, OPTIMIZERS)
@@ -98,10 +99,10 @@ class OptimConfig(TypedFields, at="optim"):
 
 
 def total_steps(epochs: int, num_examples: int, batch_size: int) -> int:
-    """Whole batches in so many passes over the examples; a batch may reach across the end of an epoch.
+    """The number of whole batches in so many passes over the examples; a batch may span the end of an epoch.
 
     Raises:
-      EcaJaxError: they are more than MAX_STEPS.
+      EcaJaxError: there are more than MAX_STEPS.
     """
     steps = epochs * num_examples // batch_size
     if steps > MAX_STEPS:
@@ -118,21 +119,21 @@ def epochs_ended(step: int, num_examples: int, batch_size: int) -> int:
 
 
 def peak_rate(config: OptimConfig, batch_size: int) -> float:
-    """`lr`, in proportion to the batch where `lr_batch_size` asks for it (Goyal et al. 2017)."""
+    """`lr`, scaled in proportion to the batch size if `lr_batch_size` is given (Goyal et al. 2017)."""
     return config.lr * (batch_size / config.lr_batch_size if config.lr_batch_size else 1.0)
 
 
 def warmup_steps(config: OptimConfig, *, num_examples: int, batch_size: int) -> int:
-    """The steps over which the rate grows."""
+    """The number of steps over which the rate grows."""
     return round(config.warmup_epochs * num_examples / batch_size)
 
 
 def fitting_warmup(config: OptimConfig, *, num_examples: int, batch_size: int, total_steps: int) -> OptimConfig:
-    """With a warm-up of at most a tenth of the run's steps where the one asked for is longer than the run.
+    """The configuration; a warm-up that is longer than the run is shortened to a tenth of the run's steps.
 
-    One that fits stays as it is, however long: it may be meant, and what a configuration computes must not change. One
-    that does not is nearly always that of a longer run, tried out with fewer epochs, and a run that never gets to its
-    rate tries out nothing; published procedures warm up over a tenth of their epochs or less.
+    A warm-up that fits stays as it is, however long, because the user may want it. One that does not fit nearly always
+    belongs to a longer run that is tried out with fewer epochs, and without shortening, such a trial would never reach
+    its learning rate. Published procedures warm up over a tenth of their epochs or less.
     """
     if warmup_steps(config, num_examples=num_examples, batch_size=batch_size) <= total_steps:
         return config
@@ -213,7 +214,7 @@ def _scale_by_factors(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def rate_factors(config: OptimConfig, params) -> Any:
-    """A float for every parameter: what `lr_scales` says of its name ('layer1.0.conv1.kernel')."""
+    """A factor for every parameter, from `lr_scales` and the parameter's name ('layer1.0.conv1.kernel')."""
     unused = {pattern for pattern, _ in config.lr_scales}
 
     def factor(path, _) -> float:
