@@ -1,4 +1,4 @@
-"""Images that cannot be decoded and records that cannot be read: counted, named, and stopping the run when too many."""
+"""Counts and names images and records that cannot be read, and stops the run if there are too many."""
 
 import hashlib
 import sys
@@ -57,7 +57,7 @@ class BadRecords:
             tqdm.tqdm.write(f"bad record {self.count} of at most {self._limit}: {problem}", file=sys.stderr)
 
     def share(self) -> None:
-        """Adds what the other processes have met; all of them have to call it.
+        """Adds the bad records of the other processes; all processes have to call it.
 
         Raises:
           EcaJaxError: there are more than the limit in all.

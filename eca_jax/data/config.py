@@ -13,27 +13,28 @@ class DataConfig(TypedFields, at="data"):
     name: str = "imagenet2012"
     """A TFDS name, 'digits', 'folder:/path' or 'csv:/path'; 'python' in a run whose data were given to `train`."""
     data_dir: str | None = None
-    """Where TFDS data sets are; None is TFDS's default."""
+    """The directory of TFDS data sets; None is TFDS's default."""
     train_split: str = "train"
-    """In TFDS's notation, e.g. 'train[:90%]'."""
+    """The training split in TFDS's notation, e.g. 'train[:90%]'."""
     eval_split: str = "validation"
-    """The held-out examples."""
+    """The split to evaluate on."""
     num_threads: int = 16
-    """Threads that decode, in each process."""
+    """Threads for decoding, in each process."""
     repeats: int = 1
-    """Repeated augmentation: copies of an example in a batch, each augmented anew. An epoch has as many steps as
-    without, and so sees 1 / repeats of the examples."""
+    """Repeated augmentation: the number of copies of an example in a batch, each with its own augmentation. The number
+    of steps in an epoch stays the same, so an epoch contains 1 / repeats of the examples."""
     max_bad: int = 0
-    """Unreadable images and records, in all processes together, with which the run goes on. Each is named on stderr; in
-    training the next example takes its place, in evaluation it does not count. A restarted run counts anew."""
+    """The number of unreadable images and records, in all processes together, that a run tolerates. Each is named on
+    stderr. In training the next example takes its place; in evaluation it is not counted. A restarted run counts from
+    0."""
     image_key: str | None = None
-    """Of a TFDS data set with several images an example, or of rows given in Python: the image's name."""
+    """The name of the image, if a TFDS data set has several images in an example, or in rows given in Python."""
     label_key: str | None = None
-    """Of the label: likewise."""
+    """The name of the label, in the same cases."""
 
     @property
     def keys(self) -> tuple[str | None, str | None]:
-        """Of the image and of the label."""
+        """The names of the image and of the label."""
         return self.image_key, self.label_key
 
     def __post_init__(self):

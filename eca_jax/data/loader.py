@@ -29,13 +29,13 @@ Example = Any
 Batch = Any
 """A tree of global arrays (b, ...)."""
 Finish = Callable[[], Example]
-"""What is left to do of an example once its record has been read."""
+"""The work on an example that remains after its record has been read; returns the example."""
 Job = tuple[int, Callable[[Any], Finish]]
-"""The number of a record, and what an example is made of it with."""
+"""The number of a record, and the function that makes an example from the record."""
 
 
 class Examples(Protocol):
-    """What becomes of a record: the part of a task that the loader uses; `eca_jax.tasks.base.Task` says more."""
+    """The part of a task that the loader uses; `eca_jax.tasks.base.Task` describes it."""
 
     def batch_shape(self, seed: int, step: int) -> Any: ...
     def train_example(self, record: Any, source: Source, rng: np.random.Generator, batch_shape: Any) -> Finish: ...
@@ -93,7 +93,7 @@ def train_batches(
 
 
 def stream_position(step: int, row: int, batch_size: int, repeats: int) -> tuple[int, int]:
-    """(position in the stream of examples, number of the copy) of a row of the global batch of a step."""
+    """(position in the stream of examples, number of the copy) for one row of the global batch of a step."""
     distinct = -(-batch_size // repeats)
     return step * distinct + row % distinct, row // distinct
 
@@ -107,7 +107,7 @@ def eval_batches(
     num_threads: int,
     bad_records: BadRecords | None = None,
 ) -> Iterator[Batch]:
-    """Every example exactly once, in order; the last batch is filled up with zeros whose mask is 0, as bad records are.
+    """Every example exactly once, in order. Padding of the last batch and bad records are zeros with the mask 0.
 
     Raises:
       EcaJaxError: more records are bad than `bad_records` tolerates (None: none).
@@ -134,7 +134,7 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 
 
 def _examples(source: Source, jobs: Sequence[Job], bad_records: BadRecords) -> list[Example | None]:
-    """The example of each job; None where it cannot be read.
+    """The example of each job; None if it cannot be read.
 
     First what needs no pixels is done for all of them: between two images, when the caches are full of the last, Python
     takes three times as long for it.

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package: records by number, and what is known of their labels."""
+"""A data set as the rest of the package sees it: records by number, and their classes."""
 
 import dataclasses
 import hashlib
@@ -10,13 +10,13 @@ from eca_jax.errors import EcaJaxError, printable
 from eca_jax.plugins import Registry
 
 Label = int | tuple[int, ...]
-"""Of an image that may have several, or none: all of them."""
+"""The label of an image; a tuple of all its labels if images may have several or none."""
 PYTHON = "python"
 """The name of data that were given in Python, as objects: a run notes it, and nothing opens them by it."""
 
 
 class Part(NamedTuple):
-    """Records `start` to `stop`, without that one, of one of the splits that a data set has by name."""
+    """The records from `start` up to, but not including, `stop` of a named split of a data set."""
 
     split: str
     start: int
@@ -41,9 +41,9 @@ class Source:
     multi_label: bool = False
     """Whether labels are tuples."""
     candidates: tuple[int, ...] | None = None
-    """The labels among which a prediction is to be made; None is all."""
+    """The labels that a prediction may have; None means all."""
     parts: tuple[Part, ...] = ()
-    """What the split is in absolute numbers; empty where the source does not say (a plugin's need not)."""
+    """The records of the split by their numbers in the named splits; empty if the source does not say (plugins)."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -55,7 +55,7 @@ class Source:
         return (self[i] for i in range(len(self)))
 
     def fingerprint(self) -> str:
-        """What the records are, wherever they lie: equal for a folder that was moved, another when a file is.
+        """Identifies the records, but not their place: the same for a folder that was moved, another for other files.
 
         Of files by their sorted relative paths and sizes, of TFDS by name, version and the sizes of the shards; no file
         is opened. Records of a plugin may have a method `fingerprint`; else their name and number counts.
@@ -79,7 +79,7 @@ class Source:
 
 
 def digest(lines: Iterable[str]) -> str:
-    """SHA-256 of the lines, in whatever order they come."""
+    """SHA-256 of the lines, independent of their order."""
     result = hashlib.sha256()
     for line in sorted(lines):
         result.update(line.encode(errors="surrogateescape") + b"\n")
@@ -87,13 +87,13 @@ def digest(lines: Iterable[str]) -> str:
 
 
 def digest_of_files(root: pathlib.Path, files: Sequence[pathlib.Path], labels: Sequence[Label]) -> str:
-    """`digest` of the paths below `root`, the sizes and the labels of files."""
+    """`digest` of the paths of files below `root`, their sizes and labels."""
     lines = zip(files, labels, strict=True)
     return digest(f"{file.relative_to(root).as_posix()} {file.stat().st_size} {label}" for file, label in lines)
 
 
 def path_in_name(name: str) -> pathlib.Path:
-    """'folder:~/images' -> the path behind the prefix, with the home directory for '~'.
+    """'folder:~/images' -> the path after the prefix, with the home directory in place of '~'.
 
     Raises:
       EcaJaxError: there is none, or no such user.
@@ -109,7 +109,7 @@ def path_in_name(name: str) -> pathlib.Path:
 
 
 def check_classes(source: Source, expected: tuple[str, ...], owner: str) -> None:
-    """Refuses data whose classes are not, in this order, those that the owner was trained for."""
+    """Refuses data with other classes, or in another order, than those on which the owner was trained."""
     if source.class_names != expected:
         raise EcaJaxError(
             f"data set {source.name!r}, split {source.split!r}, has other classes than {owner}: "
@@ -118,7 +118,7 @@ def check_classes(source: Source, expected: tuple[str, ...], owner: str) -> None
 
 
 def shared_records(train: Source, other: Source) -> int:
-    """How many examples of a split are in another one of the same data set; an image under two names counts as two."""
+    """The number of examples of a split that are also in `train`; copies under another name are not recognised."""
     if not train.parts:
         return len(other) if train.fingerprint() == other.fingerprint() else 0
     shared = sum(
@@ -131,7 +131,7 @@ def shared_records(train: Source, other: Source) -> int:
 
 
 def check_disjoint(train: Source, held_out: Source) -> None:
-    """Refuses two splits of a data set that share records; copies of an image under other names are not found."""
+    """Refuses two splits of a data set that share records; copies under another name are not recognised."""
     if shared := shared_records(train, held_out):
         raise EcaJaxError(
             f"data set {train.name!r}: {shared} of the {len(held_out)} examples of data.eval_split "
@@ -142,7 +142,7 @@ def check_disjoint(train: Source, held_out: Source) -> None:
 
 
 def class_difference(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
-    """How two data sets' classes differ, in words."""
+    """Describes how the classes of two data sets differ."""
     missing, new = sorted({*expected} - {*found}), sorted({*found} - {*expected})
     if not missing and not new:
         return "they are in another order"
@@ -154,8 +154,8 @@ def class_difference(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
 
 
 Opener = Callable[[str, str | None, str | None], Source]
-"""(name, split, data_dir) -> a split of a data set, as `eca_jax.data.sources.open_source` is called."""
+"""(name, split, data_dir) -> a split of a data set; the arguments are those of `eca_jax.data.sources.open_source`."""
 SOURCES: Registry[Opener] = Registry(
     "data source", {}, lambda name, opener: None if callable(opener) else f"expected a function, got {opener!r}"
 )
-"""Of plugins: what opens the data sets whose names begin with such a prefix and a colon."""
+"""The data sources of plugins: prefix -> the function that opens data sets whose names begin with 'prefix:'."""

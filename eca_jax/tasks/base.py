@@ -1,4 +1,4 @@
-"""What a network is trained to do: the interface that the loader, the step, the loop and the commands see.
+"""Task, what a network is trained to do: the interface for the loader, the step, the loop and the commands.
 
 A task is a frozen dataclass. Its fields are its configuration, its methods say what becomes of a record, which model is
 built, what the loss is, and how an evaluation becomes scores. Everything else (the stream of examples, devices,
@@ -32,9 +32,9 @@ record, so that an evaluation counts every record once."""
 Batch = Any
 """A tree of arrays (b, ...): examples, stacked."""
 Sums = dict[str, jax.Array]
-"""Totals over examples by name, scalars of float32; `count` is how many examples they are of."""
+"""Totals over examples by name, float32 scalars; `count` is the number of examples."""
 Finish = Callable[[], Example]
-"""What is left to do of an example once its record has been read: decoding and all that touches pixels."""
+"""The work on an example that remains after its record has been read: decoding and everything with pixels."""
 
 
 class PerClass(NamedTuple):
@@ -56,7 +56,7 @@ class Task(TypedFields):
     """
 
     name: ClassVar[str]
-    """In `TASKS`, in a run and in weight files."""
+    """The task's name in `TASKS`, in a run and in weight files."""
     sums: ClassVar[tuple[str, ...]] = ("loss", "count")
     """The names of the totals that `loss` and `evaluate` give."""
     best: ClassVar[str]
@@ -66,20 +66,20 @@ class Task(TypedFields):
 
     @property
     def examples_together(self) -> int:
-        """A batch has a multiple of so many examples (pairs that are mixed: 2)."""
+        """The batch size has to be a multiple of this (2 if pairs of examples are mixed)."""
         return 1
 
     def with_preprocess(self, changes: Mapping[str, Any]) -> Self:
-        """The task with evaluation images that are made in another way: `PreprocessConfig.for_evaluation`."""
+        """The task with changes to how evaluation images are made: see `PreprocessConfig.for_evaluation`."""
         return dataclasses.replace(self, preprocess=self.preprocess.for_evaluation(changes))
 
     # What becomes of a record.
 
     def check_data(self, train: Source, held_out: Source) -> None:
-        """Refuses data that the task cannot be trained and evaluated on, with an `EcaJaxError`."""
+        """Raises an `EcaJaxError` if the task cannot be trained and evaluated on these data."""
 
     def batch_shape(self, seed: int, step: int) -> Any:
-        """What all examples of the batch of a training step share, such as the size that they are padded to.
+        """A property that all examples of a training batch share, such as the size to which they are padded.
 
         A function of the seed and the step alone, so that all processes agree. A step is compiled once for each shape.
         """
@@ -97,7 +97,7 @@ class Task(TypedFields):
         raise NotImplementedError
 
     def padding(self, source: Source) -> Example:
-        """An example that fills up the last batch of an evaluation: zeros, the mask too."""
+        """An example of zeros, with the mask 0, to fill up the last batch of an evaluation."""
         raise NotImplementedError
 
     def collate(self, examples: Sequence[Example]) -> Batch:
@@ -105,7 +105,7 @@ class Task(TypedFields):
         return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
 
     def abstract_batch(self, batch_size: int, num_classes: int) -> Batch:
-        """Shapes and types of a training batch (the largest, where there are several): `jax.ShapeDtypeStruct`."""
+        """Shapes and types (`jax.ShapeDtypeStruct`) of a training batch, the largest if there are several."""
         raise NotImplementedError
 
     # The network.
@@ -201,11 +201,11 @@ class Task(TypedFields):
     # What is said and shown.
 
     def describe_training(self, metrics: Mapping[str, float]) -> str:
-        """A log row in a few words: 'loss 0.1234'."""
+        """Describes a log row in a few words: 'loss 0.1234'."""
         return f"loss {metrics['loss']:.4f}"
 
     def describe(self, scores: Mapping[str, float]) -> str:
-        """An evaluation in a few words."""
+        """Describes the scores of an evaluation in a few words."""
         raise NotImplementedError
 
     def describe_prediction(self, prediction: Any, class_names: Sequence[str], top: int) -> Iterator[str]:
@@ -226,7 +226,7 @@ class Task(TypedFields):
     # In a run.
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and fields."""
+        """The task's name and fields."""
         return {"name": self.name, **to_plain(self)}
 
 
@@ -241,7 +241,7 @@ def most_probable(probabilities: np.ndarray, class_names: Sequence[str], top: in
 
 
 def expect_finite(prediction: np.ndarray) -> np.ndarray:
-    """Refuses what weights make of an image that are finite but too large, or damaged."""
+    """Refuses predictions that are not finite, which come from damaged weights or a failed training."""
     if not np.isfinite(prediction).all():
         raise EcaJaxError(
             "predictions that are not finite numbers: the weights are damaged, or of a training that failed"
@@ -255,11 +255,11 @@ def top_classes(best: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, float]:
-    """Totals over examples -> their means, as Python floats; NaN over no example (all steps were skipped)."""
+    """Totals over examples -> their means, as Python floats; NaN if there is no example (all steps were skipped)."""
     count = float(sums["count"]) or float("nan")
     return {name: float(sums[name]) / count for name in sorted(sums) if name != "count"}
 
 
 def zero_sums(names: Sequence[str]) -> Sums:
-    """Totals over no example."""
+    """Totals of 0, over no example."""
     return {name: jnp.zeros((), jnp.float32) for name in names}
