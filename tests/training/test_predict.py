@@ -2,8 +2,11 @@
 
 import dataclasses
 import io
+import json
 import os
 import pathlib
+import signal
+import time
 from typing import ClassVar
 
 import jax
@@ -22,6 +25,7 @@ from eca_jax.tasks import TASKS, Classification, MultiLabel, Task
 from eca_jax.training import predict
 from eca_jax.training.predict import predict_files
 from tests import boxes
+from tests.commands import start
 from tests.damage import refusal
 from tests.tiny import brought_from_outside, register
 
@@ -217,3 +221,48 @@ def test_a_task_that_predicts_as_tasks_did_before_is_told_what_has_changed():
         assert refusal(TASKS.register, "old", Old).endswith(
             "its method `predictor` has become two, `predict_example(data)` and `predict(model, batch)`"
         )
+
+
+# `eca-jax predict` of a network that nobody has trained.
+COMMAND = """
+import sys
+from flax import nnx
+from eca_jax import cli
+from eca_jax.models.registry import create_model
+from eca_jax.tasks import Classification
+from tests.tiny import register
+from tests.training.test_predict import PREPROCESS
+
+register()
+model = create_model("eca_tiny", num_classes=7, rngs=nnx.Rngs(0))
+model.eval()
+cli._to_predict_with = lambda args: (model, Classification(PREPROCESS), "abcdefg")
+sys.exit(cli.main(["predict", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("way", ["Ctrl-C", "the reader leaves"])
+def test_a_stream_that_is_ended(way, files, tmp_path):
+    """Among thousands of images: `| head -1`, and Ctrl-C with the rows that there are kept."""
+    out = tmp_path / "out.jsonl"
+    many = [*files] * 2000
+    args = ["--batch-size", "8", *(["--output", str(out)] if way == "Ctrl-C" else ["--format", "jsonl"])]
+    process = start("-c", COMMAND, *args, *many)
+    partial = tmp_path / "out.jsonl.partial"
+    if way == "Ctrl-C":
+        while not (partial.exists() and partial.read_bytes().count(b"\n") > 20):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        expected = (130, "interrupted\n")
+    else:
+        assert json.loads(process.stdout.readline())["path"] == files[0]
+        process.stdout.close()
+        expected = (141, "")
+    assert (process.wait(60), process.stderr.read()) == expected
+    if way == "Ctrl-C":
+        assert not out.exists()
+        paths = [json.loads(line)["path"] for line in partial.read_text().splitlines()]
+        assert paths == many[: len(paths)]
+        assert 20 < len(paths) < len(many)
