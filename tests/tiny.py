@@ -45,8 +45,9 @@ class Tiny(Backbone):
         second = nnx.relu(self.bn2(self.conv2(first)))
         return {"first": first, "second": second, "third": nnx.relu(self.bn3(self.conv3(second)))}
 
-    def head(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        return self.fc(self.pool(x))
+    def head(self, x: jax.Array, *, pre_logits: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = self.pool(x)
+        return x if pre_logits else self.fc(x)
 
 
 def register() -> None:

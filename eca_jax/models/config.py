@@ -24,6 +24,8 @@ class ModelConfig(TypedFields, at="model"):
     """Changes what the name implies; in Python a string is the kind: ModelConfig("resnet50", attention="eca")."""
     small_stem: bool = False
     """For images of 8 to 64 pixels."""
+    output_stride: int = 32
+    """32, 16 or 8: pixels of the image that one of the last stage's stands for; below 32 its stages are dilated."""
     width_multiplier: float = 1.0
     """Scales the number of channels."""
     dropout: float | None = None
@@ -58,6 +60,7 @@ def build_model(model: ModelConfig, num_classes: int, rngs: nnx.Rngs) -> Backbon
         rngs=rngs,
         attention=model.attention,
         small_stem=model.small_stem,
+        output_stride=model.output_stride,
         width_multiplier=model.width_multiplier,
         dropout=model.dropout,
         drop_path=model.drop_path,
@@ -76,4 +79,11 @@ def param_dtype(model: ModelConfig) -> np.dtype:
 def architecture(model: ModelConfig, num_classes: int) -> Architecture:
     """What `build_model` makes, by name."""
     attention = resolve_attention(model.name, model.attention)
-    return Architecture(model.name, num_classes, attention, model.small_stem, model.width_multiplier)
+    return Architecture(
+        model.name,
+        num_classes,
+        attention,
+        small_stem=model.small_stem,
+        width_multiplier=model.width_multiplier,
+        output_stride=model.output_stride,
+    )

@@ -5,12 +5,13 @@ The attention sits after the projection's batch norm in all 17 blocks, with or w
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import numpy as np
 from flax import nnx
 
-from eca_jax.models.base import Backbone, Feature, expect_images
+from eca_jax.models.base import Backbone, Feature, Spacing, expect_images, spacings
 from eca_jax.nn.attention import Place
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.layers import Dropout
@@ -20,8 +21,18 @@ from eca_jax.nn.tail import conv_norm, tail
 class ConvBN(nnx.Module):
     """Convolution, batch norm, ReLU6."""
 
-    def __init__(self, c_in: int, c_out: int, kernel_size: int, stride: int, bricks: Bricks, *, groups: int = 1):
-        self.conv = bricks.conv(c_in, c_out, kernel_size, stride, groups=groups)
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel_size: int,
+        stride: int,
+        bricks: Bricks,
+        *,
+        groups: int = 1,
+        dilation: int = 1,
+    ):
+        self.conv = bricks.conv(c_in, c_out, kernel_size, stride, groups=groups, dilation=dilation)
         self.bn = bricks.norm(c_out)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -32,16 +43,18 @@ class InvertedResidual(nnx.Module):
     """1x1 expansion, 3x3 depthwise, 1x1 linear projection; attention on the projection, before the addition."""
 
     def __init__(
-        self, c_in: int, c_out: int, stride: int, expansion: int, place: Place, drop_path: float, bricks: Bricks
+        self, c_in: int, c_out: int, spacing: Spacing, expansion: int, place: Place, drop_path: float, bricks: Bricks
     ):
         hidden = c_in * expansion
         self.expand = nnx.data(ConvBN(c_in, hidden, 1, 1, bricks) if expansion != 1 else None)
-        self.depthwise = ConvBN(hidden, hidden, 3, stride, bricks, groups=hidden)
+        self.depthwise = ConvBN(
+            hidden, hidden, 3, spacing.stride, bricks, groups=hidden, dilation=spacing.first_dilation
+        )
         self.project = bricks.conv(hidden, c_out, 1)
         self.bn = bricks.norm(c_out)
         self.attn = bricks.attn(c_out, place, reduction=8)
         self.drop_path = bricks.drop_path(drop_path)
-        self.residual = stride == 1 and c_in == c_out
+        self.residual = spacing.stride == 1 and c_in == c_out
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         h = x if self.expand is None else self.expand(x)
@@ -88,15 +101,20 @@ class MobileNetV2(Backbone):
 
     `width_multiplier` scales every width to int(c * multiplier), the last convolution only above 1. `small_stem` is for
     images of 8 to 64 pixels: the first two strides of 2 become 1. The authors' dropout is 0.25 (torchvision: 0.2).
-    `drop_path` is as in ResNet, of the blocks that have a shortcut.
+    `drop_path` is as in ResNet, of the blocks that have a shortcut, and `output_stride` too.
     """
+
+    classifier_name = "classifier"
+    classifier_options: ClassVar = {"layer": nnx.Linear, "kernel_init": nnx.initializers.normal(0.01)}
 
     def __init__(
         self,
         bricks: Bricks,
         *,
         num_classes: int,
+        in_channels: int = 3,
         small_stem: bool = False,
+        output_stride: int = 32,
         width_multiplier: float = 1.0,
         dropout: float | None = None,
         drop_path: float = 0.0,
@@ -104,22 +122,23 @@ class MobileNetV2(Backbone):
         channels = [int(stage.channels * width_multiplier) for stage in STAGES]
 
         c = int(32 * width_multiplier)
-        total_stride = 1 if small_stem else 2
-        self.stem = ConvBN(3, c, 3, total_stride, bricks)
+        stem_stride = 1 if small_stem else 2
+        self.in_channels = in_channels
+        self.stem = ConvBN(in_channels, c, 3, stem_stride, bricks)
         self.blocks = nnx.List()
         drop_rates = iter(np.linspace(0, drop_path, sum(stage.depth for stage in STAGES)).tolist())
         feature_info, ends = [], []
-        for i, stage in enumerate(STAGES):
-            stride = 1 if small_stem and i == 1 else stage.stride
+        strides = [1 if small_stem and i == 1 else stage.stride for i, stage in enumerate(STAGES)]
+        spaces = spacings(strides, stem_stride, output_stride)
+        for i, (stage, (total_stride, first, others)) in enumerate(zip(STAGES, spaces, strict=True)):
             place = Place(i, len(STAGES), released_kernel_size(channels[i]))
             for j in range(stage.depth):
                 self.blocks.append(
                     InvertedResidual(
-                        c, channels[i], stride if j == 0 else 1, stage.expansion, place, next(drop_rates), bricks
+                        c, channels[i], others if j else first, stage.expansion, place, next(drop_rates), bricks
                     )
                 )
                 c = channels[i]
-            total_stride *= stride
             feature_info.append(Feature(f"stage{i + 1}", c, total_stride))
             ends.append(len(self.blocks))
         self.feature_info = tuple(feature_info)
@@ -127,11 +146,10 @@ class MobileNetV2(Backbone):
         width = int(1280 * max(width_multiplier, 1.0))
         self.last = ConvBN(c, width, 1, 1, bricks)
         self.dropout = Dropout(0.25 if dropout is None else dropout)
-        init = nnx.initializers.normal(0.01)
-        self.classifier = bricks.classifier(width, num_classes, nnx.Linear, kernel_init=init)
+        self.classifier = bricks.classifier(width, num_classes, **self.classifier_options)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
-        expect_images(x)
+        expect_images(x, self.in_channels)
         x = self.stem(x)
         outputs = {}
         start = 0
@@ -142,5 +160,6 @@ class MobileNetV2(Backbone):
             start = end
         return outputs
 
-    def head(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        return self.classifier(self.dropout(self.pool(self.last(x)), rngs=rngs))
+    def head(self, x: jax.Array, *, pre_logits: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = self.dropout(self.pool(self.last(x)), rngs=rngs)
+        return x if pre_logits else self.classifier(x)

@@ -3,7 +3,8 @@
 import dataclasses
 import fnmatch
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,7 +22,9 @@ from eca_jax.plugins import Registry
 
 BackboneFactory = Callable[..., Backbone]
 """Called as `ResNet` is after its variant: with `Bricks` and the keyword arguments `num_classes`, `small_stem`,
-`width_multiplier`, `dropout` and `drop_path`."""
+`width_multiplier`, `dropout` and `drop_path`; and, where they are not the usual ones, with those of `OPTIONAL`."""
+OPTIONAL = {"in_channels": 3, "output_stride": 32}
+"""Arguments that a factory may be without, and the value that it then stands for."""
 
 BACKBONES: dict[str, BackboneFactory] = {
     **{name: functools.partial(resnet.ResNet, variant) for name, variant in resnet.VARIANTS.items()},
@@ -108,13 +111,27 @@ def attention_from_old(values: dict[str, Any], kind: str | None) -> dict[str, An
     return {k: v for k, v in values.items() if k == "kind" or (k in known and v is not None)}
 
 
+def _expect_accepted(backbone: str, unusual: Mapping[str, Any]) -> None:
+    """Refuses arguments of `OPTIONAL` that the factory of the backbone, a plugin's, does not have."""
+    factory = BACKBONES[backbone]  # of a class, NNX's own __call__ hides what __init__ takes
+    parameters = inspect.signature(factory.__init__ if isinstance(factory, type) else factory).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for key, value in unusual.items():
+        if key not in parameters and not takes_all:
+            raise EcaJaxError(
+                f"{key}: the backbone {backbone!r} has no such argument; expected {OPTIONAL[key]}, got {value}"
+            )
+
+
 def create_model(
     name: str,
     *,
     num_classes: int = 1000,
     rngs: nnx.Rngs,
+    in_channels: int = 3,
     attention: AttentionConfig | str = AttentionConfig(),
     small_stem: bool = False,
+    output_stride: int = 32,
     width_multiplier: float = 1.0,
     dropout: float | None = None,
     drop_path: float = 0.0,
@@ -124,15 +141,18 @@ def create_model(
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
 ) -> Backbone:
-    """A model with fresh weights, in training mode: maps normalised images (b, h, w, 3) to logits (b, num_classes).
+    """A model with fresh weights, in training mode: normalised images (b, h, w, in_channels) to (b, num_classes).
 
     Args:
       name: one of `list_models()`.
       num_classes: width of the logits.
       rngs: for the initialisation, e.g. `nnx.Rngs(0)`.
+      in_channels: of the images.
       attention: changes the attention that the name implies (kernel sizes, SE's biases), or gives one to a plain
         backbone; a string is its kind, "eca".
       small_stem: for images of 8 to 64 pixels: full resolution up to the first stage.
+      output_stride: 32, 16 or 8: pixels of the image that one of the last stage's stands for at most. Stages that would
+        go beyond are dilated instead of strided; parameters and their shapes stay the same.
       width_multiplier: scales the number of channels.
       dropout: before the classifier; None is the architecture's own (0.25 in MobileNetV2, else none).
       drop_path: stochastic depth: the probability that the last block's branch is left out of an example.
@@ -151,9 +171,8 @@ def create_model(
         raise EcaJaxError(f"rngs: expected flax.nnx.Rngs, got {rngs!r}: give nnx.Rngs(0)")
     attention = as_attention(attention)
     said = checked(given)
-    architecture = Architecture(
-        name, said["num_classes"], resolve_attention(name, attention), said["small_stem"], said["width_multiplier"]
-    )
+    kept = ("num_classes", "small_stem", "width_multiplier", *OPTIONAL)
+    architecture = Architecture(name, attention=resolve_attention(name, attention), **{key: said[key] for key in kept})
     bricks = Bricks(
         architecture.attention,
         rngs,
@@ -164,7 +183,9 @@ def create_model(
     )
     backbone, _ = MODELS[name]
     of_backbone = ("num_classes", "small_stem", "width_multiplier", "dropout", "drop_path")
-    model = BACKBONES[backbone](bricks, **{key: said[key] for key in of_backbone})
+    unusual = {key: said[key] for key, usual in OPTIONAL.items() if said[key] != usual}
+    _expect_accepted(backbone, unusual)
+    model = BACKBONES[backbone](bricks, **{key: said[key] for key in of_backbone}, **unusual)
     model.architecture = architecture
     model.rematerialise = said["rematerialise"]
     return model

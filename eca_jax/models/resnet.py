@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from eca_jax.models.base import Backbone, Feature, expect_images
+from eca_jax.models.base import Backbone, Feature, Spacing, expect_images, spacings
 from eca_jax.nn.attention import Identity, Place
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.layers import Dropout
@@ -19,17 +19,27 @@ from eca_jax.nn.pool import max_pool
 from eca_jax.nn.tail import conv_norm, in_turn, tail
 
 
-def shortcut(c_in: int, c_out: int, stride: int, average: bool, bricks: Bricks) -> nnx.Sequential | None:
+def shortcut(c_in: int, c_out: int, spacing: Spacing, average: bool, bricks: Bricks) -> nnx.Sequential | None:
     """What the input goes through where the shape changes; None is the identity.
 
     A strided 1x1 convolution and batch norm; with `average` the stride is a 2x2 average before it (ResNet-D, He et al.
-    2018, section 4.1), nothing where the stride is 1. Indices of the layers are torchvision's and timm's.
+    2018, section 4.1), nothing where there neither is a stride nor a dilation in its place. Indices of the layers are
+    torchvision's and timm's.
     """
-    if stride == 1 and c_in == c_out:
+    if spacing.stride == 1 and c_in == c_out:
         return nnx.data(None)
     if not average:
-        return nnx.Sequential(bricks.conv(c_in, c_out, 1, stride), bricks.norm(c_out))
-    return nnx.Sequential(average_pool if stride == 2 else Identity(), bricks.conv(c_in, c_out, 1), bricks.norm(c_out))
+        return nnx.Sequential(bricks.conv(c_in, c_out, 1, spacing.stride), bricks.norm(c_out))
+    pool = average_pool if spacing.stride == 2 else smooth if spacing.dilation > 1 else Identity()
+    return nnx.Sequential(pool, bricks.conv(c_in, c_out, 1), bricks.norm(c_out))
+
+
+def smooth(x: jax.Array) -> jax.Array:
+    """2x2 averages of every pixel and those after it, (b, h, w, c) -> (b, h, w, c): beyond the border there are zeros.
+
+    What timm makes of `average_pool` where its stride has become a dilation.
+    """
+    return nnx.avg_pool(x, (2, 2), padding=((0, 1), (0, 1)))
 
 
 def average_pool(x: jax.Array) -> jax.Array:
@@ -38,11 +48,11 @@ def average_pool(x: jax.Array) -> jax.Array:
     return nnx.avg_pool(x, (2, 2), strides=(2, 2), padding=pad, count_include_pad=False)
 
 
-def deep_stem(widths: tuple[int, int], c_out: int, bricks: Bricks) -> nnx.Sequential:
+def deep_stem(c_in: int, widths: tuple[int, int], c_out: int, bricks: Bricks) -> nnx.Sequential:
     """Three 3x3 convolutions in place of the 7x7 (ResNet-C); the caller's batch norm and ReLU follow the last."""
     first, second = widths
     return nnx.Sequential(
-        bricks.conv(3, first, 3, 2),
+        bricks.conv(c_in, first, 3, 2),
         bricks.norm(first),
         nnx.relu,
         bricks.conv(first, second, 3),
@@ -58,15 +68,15 @@ class BasicBlock(nnx.Module):
     expansion = 1
 
     def __init__(
-        self, c_in: int, planes: int, stride: int, place: Place, average: bool, drop_path: float, bricks: Bricks
+        self, c_in: int, planes: int, spacing: Spacing, place: Place, average: bool, drop_path: float, bricks: Bricks
     ):
-        self.conv1 = bricks.conv(c_in, planes, 3, stride)
+        self.conv1 = bricks.conv(c_in, planes, 3, spacing.stride, dilation=spacing.first_dilation)
         self.bn1 = bricks.norm(planes)
-        self.conv2 = bricks.conv(planes, planes, 3)
+        self.conv2 = bricks.conv(planes, planes, 3, dilation=spacing.dilation)
         self.bn2 = bricks.norm(planes)
         self.attn = bricks.attn(planes, place)
         self.drop_path = bricks.drop_path(drop_path)
-        self.downsample = shortcut(c_in, planes, stride, average, bricks)
+        self.downsample = shortcut(c_in, planes, spacing, average, bricks)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         residual = x if self.downsample is None else in_turn(x, *self.downsample.layers)
@@ -82,18 +92,18 @@ class Bottleneck(nnx.Module):
     expansion = 4
 
     def __init__(
-        self, c_in: int, planes: int, stride: int, place: Place, average: bool, drop_path: float, bricks: Bricks
+        self, c_in: int, planes: int, spacing: Spacing, place: Place, average: bool, drop_path: float, bricks: Bricks
     ):
         c_out = planes * self.expansion
         self.conv1 = bricks.conv(c_in, planes, 1)
         self.bn1 = bricks.norm(planes)
-        self.conv2 = bricks.conv(planes, planes, 3, stride)
+        self.conv2 = bricks.conv(planes, planes, 3, spacing.stride, dilation=spacing.first_dilation)
         self.bn2 = bricks.norm(planes)
         self.conv3 = bricks.conv(planes, c_out, 1)
         self.bn3 = bricks.norm(c_out)
         self.attn = bricks.attn(c_out, place)
         self.drop_path = bricks.drop_path(drop_path)
-        self.downsample = shortcut(c_in, c_out, stride, average, bricks)
+        self.downsample = shortcut(c_in, c_out, spacing, average, bricks)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         residual = x if self.downsample is None else in_turn(x, *self.downsample.layers)
@@ -143,7 +153,8 @@ class ResNet(Backbone):
 
     `small_stem` is for images of 8 to 64 pixels: a 3x3 convolution of stride 1 and no pooling in place of the 7x7 of
     stride 2 and the max pool. `width_multiplier` scales every stage. `drop_path` is the probability that the last
-    block's branch is left out of an example (stochastic depth, Huang et al. 2016); it grows linearly from 0.
+    block's branch is left out of an example (stochastic depth, Huang et al. 2016); it grows linearly from 0. With an
+    `output_stride` of 16 or 8 the last stage or two are dilated instead of strided.
     """
 
     def __init__(
@@ -152,7 +163,9 @@ class ResNet(Backbone):
         bricks: Bricks,
         *,
         num_classes: int,
+        in_channels: int = 3,
         small_stem: bool = False,
+        output_stride: int = 32,
         width_multiplier: float = 1.0,
         dropout: float | None = None,
         drop_path: float = 0.0,
@@ -161,20 +174,21 @@ class ResNet(Backbone):
         channels = [p * variant.block.expansion for p in planes]
 
         c = planes[0]
-        self.small_stem = small_stem
+        self.in_channels, self.small_stem = in_channels, small_stem
         if small_stem:
-            self.conv1 = bricks.conv(3, c, 3, 1)
+            self.conv1 = bricks.conv(in_channels, c, 3, 1)
         elif variant.stem:
             first, second = (int(width * width_multiplier) for width in variant.stem)
-            self.conv1 = deep_stem((first, second), c, bricks)
+            self.conv1 = deep_stem(in_channels, (first, second), c, bricks)
         else:
-            self.conv1 = bricks.conv(3, c, 7, 2)
+            self.conv1 = bricks.conv(in_channels, c, 7, 2)
         self.bn1 = bricks.norm(c)
-        total_stride = 1 if small_stem else 4
         drop_rates = iter(np.linspace(0, drop_path, sum(variant.depths)).tolist())
         feature_info = []
-        for stage, (name, depth) in enumerate(zip(STAGES, variant.depths, strict=True)):
-            stride = 1 if stage == 0 else 2
+        spaces = spacings((1, 2, 2, 2), 1 if small_stem else 4, output_stride)
+        for stage, (name, depth, (total_stride, first, others)) in enumerate(
+            zip(STAGES, variant.depths, spaces, strict=True)
+        ):
             place = Place(stage, len(STAGES), variant.released[stage])
             blocks = nnx.List()
             for i in range(depth):
@@ -182,7 +196,7 @@ class ResNet(Backbone):
                     variant.block(
                         c,
                         planes[stage],
-                        stride if i == 0 else 1,
+                        others if i else first,
                         place,
                         variant.average_shortcut,
                         next(drop_rates),
@@ -191,14 +205,13 @@ class ResNet(Backbone):
                 )
                 c = channels[stage]
             setattr(self, name, blocks)
-            total_stride *= stride
             feature_info.append(Feature(name, c, total_stride))
         self.feature_info = tuple(feature_info)
         self.dropout = Dropout(dropout or 0.0)
         self.fc = bricks.classifier(c, num_classes)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
-        expect_images(x)
+        expect_images(x, self.in_channels)
         stem = self.conv1.layers if isinstance(self.conv1, nnx.Sequential) else (self.conv1,)
         x = nnx.relu(in_turn(x, *stem, self.bn1))
         if not self.small_stem:
@@ -210,5 +223,6 @@ class ResNet(Backbone):
             outputs[name] = x
         return outputs
 
-    def head(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        return self.fc(self.dropout(self.pool(x), rngs=rngs))
+    def head(self, x: jax.Array, *, pre_logits: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = self.dropout(self.pool(x), rngs=rngs)
+        return x if pre_logits else self.fc(x)

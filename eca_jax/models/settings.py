@@ -12,10 +12,29 @@ from eca_jax.errors import EcaJaxError, expect_one_of, expect_positive, expect_s
 from eca_jax.plain import of_type
 
 DTYPES = ("float32", "bfloat16", "float64")
+OUTPUT_STRIDES = (8, 16, 32)
+
+
+def _expect_classes(name: str, value: int) -> None:
+    if value == 0:
+        raise EcaJaxError(
+            f"{name}: expected a positive number, got 0: a network always has a classifier, and what it would get "
+            "is model.head(features, pre_logits=True)"
+        )
+    expect_positive(name, value)
+
+
+def _expect_output_stride(name: str, value: int) -> None:
+    if value not in OUTPUT_STRIDES:
+        raise EcaJaxError(f"{name}: expected one of {', '.join(map(str, OUTPUT_STRIDES))}, got {value}")
+
+
 SETTINGS = {
     "name": (str, None),
-    "num_classes": (int, expect_positive),
+    "num_classes": (int, _expect_classes),
+    "in_channels": (int, expect_positive),
     "small_stem": (bool, None),
+    "output_stride": (int, _expect_output_stride),
     "width_multiplier": (float, expect_positive),
     "dropout": (float | None, expect_share),
     "drop_path": (float, expect_share),
@@ -30,13 +49,18 @@ def checked(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     """Those of `values` that are in `SETTINGS`, with their types; `at` is what stands before a name: 'model.'.
 
     Raises:
-      EcaJaxError: names the setting whose value has the wrong type, or cannot work.
+      EcaJaxError: names the setting whose value has the wrong type, or cannot work, alone or with another.
     """
     fitting = {name: of_type(at + name, values[name], SETTINGS[name][0]) for name in SETTINGS if name in values}
     for name, value in fitting.items():
         check = SETTINGS[name][1]
         if check is not None and value is not None:
             check(at + name, value)
+    if fitting.get("small_stem") and (stride := fitting.get("output_stride", 32)) != 32:
+        raise EcaJaxError(
+            f"{at}output_stride: expected 32, which changes nothing, with {at}small_stem, got {stride}: "
+            "such a network shrinks images by 8 at most"
+        )
     return fitting
 
 

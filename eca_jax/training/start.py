@@ -114,6 +114,7 @@ def initial_state(config: Config, program: Program, num_classes: int) -> TrainSt
         rngs=nnx.Rngs(config.seed),
         pretrained=config.model.pretrained,
         skip=config.model.skip,
+        output_stride=config.model.output_stride,
         param_dtype=param_dtype(config.model),
     )
     if model.architecture != expected:

@@ -1,5 +1,6 @@
 """Names, parameter counts, shapes and initialisation of the backbones; their numbers are checked in tests/parity."""
 
+import dataclasses
 import math
 
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 import eca_jax
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn import AttentionConfig
+from tests.tiny import brought_from_outside, register
 
 
 def abstract(name, **options):
@@ -114,6 +116,98 @@ def test_features_have_the_shapes_that_feature_info_says(name, small_stem):
         assert outputs[info.name].shape == (2, side, side, info.channels)
     assert model.feature_info[-1].stride == (8 if small_stem else 32)
     assert logits.shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "strides"),
+    [
+        ("resnet18", 16, (4, 8, 16, 16)),
+        ("ecaresnet26t", 8, (4, 8, 8, 8)),
+        ("mobilenet_v2", 16, (2, 4, 8, 16, 16, 16, 16)),
+    ],
+)
+def test_output_stride_keeps_the_weights_and_enlarges_the_last_stages(name, output_stride, strides):
+    model, plain = abstract(name, output_stride=output_stride), abstract(name)
+    assert nnx.state(model) == nnx.state(plain)
+    outputs = nnx.eval_shape(lambda m, x: m.features(x), model, jnp.zeros((1, 64, 64, 3)))
+    assert tuple(info.stride for info in model.feature_info) == strides
+    assert [outputs[info.name].shape[1] for info in model.feature_info] == [64 // stride for stride in strides]
+    assert [info.channels for info in model.feature_info] == [info.channels for info in plain.feature_info]
+    assert model.architecture.output_stride == output_stride
+
+
+@pytest.mark.parametrize(
+    ("name", "small_stem"),
+    [("resnet18", False), ("resnet18", True), ("ecaresnet26t", False), ("mobilenet_v2", False)],
+)
+def test_networks_for_other_channels_differ_in_the_first_convolution_alone(name, small_stem):
+    options = {"small_stem": small_stem, "width_multiplier": 0.125}
+    model, plain = (abstract(name, in_channels=n, **options) for n in (5, 3))
+    changed = [
+        (ours.shape, usual.shape)
+        for ours, usual in zip(*(jax.tree.leaves(nnx.state(m)) for m in (model, plain)), strict=True)
+        if ours.shape != usual.shape
+    ]
+    ((ours, usual),) = changed
+    assert (ours[2], usual[2]) == (5, 3)
+    assert model.architecture.in_channels == 5
+    assert nnx.eval_shape(lambda m: m.eval() or m(jnp.zeros((2, 32, 32, 5))), model).shape == (2, 1000)
+
+
+@pytest.mark.parametrize("name", ["eca_resnet18", "mobilenet_v2"])
+def test_logits_are_the_classifier_of_what_pre_logits_gives(name):
+    model = abstract(name, num_classes=5, width_multiplier=0.125)
+    model.eval()
+    rng = np.random.default_rng(0)
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        if path[0] in ("last", "classifier", "fc"):  # all that the heads have
+            variable.set_value(jnp.asarray(rng.uniform(0.5, 1.0, variable.shape), jnp.float32))
+    info = model.feature_info[-1]
+    x = rng.normal(size=(2, 3, 3, info.channels)).astype(np.float32)
+    pooled = np.asarray(model.head(jnp.asarray(x), pre_logits=True))
+    last = getattr(model, model.classifier_name)
+    np.testing.assert_allclose(
+        model.head(jnp.asarray(x)),
+        pooled @ np.asarray(last.kernel[...]) + np.asarray(last.bias[...]),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    if name == "eca_resnet18":
+        np.testing.assert_allclose(pooled, x.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    assert pooled.shape == (2, last.in_features)
+
+
+@pytest.mark.parametrize("name", ["eca_resnet18", "mobilenet_v2"])
+def test_reset_classifier_makes_the_last_layer_anew_and_nothing_else(name):
+    model = abstract(name, num_classes=5, width_multiplier=0.125)
+    before, architecture = dict(nnx.to_flat_state(nnx.state(model))), model.architecture
+    width = getattr(model, model.classifier_name).in_features
+    model.reset_classifier(400, rngs=nnx.Rngs(0))
+    after = dict(nnx.to_flat_state(nnx.state(model)))
+    last = {(model.classifier_name, key) for key in ("kernel", "bias")}
+    assert set(before) == set(after)
+    assert {path for path in after if after[path] is not before[path]} == last
+    assert model.architecture == dataclasses.replace(architecture, num_classes=400)
+    weights = np.asarray(getattr(model, model.classifier_name).kernel[...])
+    assert weights.shape == (width, 400)
+    expected = 0.01 if name == "mobilenet_v2" else width**-0.5 / math.sqrt(3)
+    np.testing.assert_allclose(weights.std(), expected, rtol=0.05)
+    with pytest.raises(EcaJaxError, match=r"^num_classes: expected a positive number, got 0: .* pre_logits=True"):
+        model.reset_classifier(0, rngs=nnx.Rngs(0))
+
+
+def test_a_backbone_of_a_plugin_may_be_without_the_newer_arguments():
+    with brought_from_outside():
+        register()
+        for argument, value in (("in_channels", 1), ("output_stride", 16)):
+            with pytest.raises(EcaJaxError, match=f"^{argument}: the backbone 'tiny' has no such argument; expected"):
+                abstract("tiny", **{argument: value})
+        model = abstract("tiny", in_channels=3, output_stride=32, num_classes=4)
+        model.reset_classifier(6, rngs=nnx.Rngs(0))
+        assert nnx.eval_shape(lambda m: m(jnp.zeros((1, 8, 8, 3))), model).shape == (1, 6)
+        del model.fc
+        with pytest.raises(EcaJaxError, match=r"^reset_classifier: the backbone Tiny has no dense layer 'fc'; .*"):
+            model.reset_classifier(5, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("name", ["eca_resnet18", "se_mobilenet_v2"])
@@ -223,6 +317,23 @@ def test_what_is_no_batch_of_normalised_images_is_refused(name, x, message):
             jax.eval_shape(lambda state, call=call: call(nnx.merge(graphdef, state)), state)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((2, 8, 8, 3), np.float32, r"got the shape \(2, 8, 8, 3\): this network was made with in_channels=1"),
+        ((2, 1, 8, 8), np.float32, r"got the shape \(2, 1, 8, 8\): channels come last, x.transpose"),
+        ((8, 8, 1), np.float32, r"got the shape \(8, 8, 1\): one image needs a batch axis too, x\[None\]"),
+        ((2, 8, 8, 1), np.uint8, r"got uint8: normalise them, .* with a mean and std of your own for the 1 channels"),
+    ],
+)
+@pytest.mark.parametrize("name", ["eca_resnet18", "mobilenet_v2"])
+def test_images_of_other_channels_are_refused_with_the_number_of_the_network(name, shape, dtype, message):
+    model = abstract(name, width_multiplier=0.125, in_channels=1)
+    for call in (model, model.features):
+        with pytest.raises(EcaJaxError, match=f"^model: expected normalised images .b, h, w, 1., floats, {message}"):
+            call(np.zeros(shape, dtype))
+
+
 def test_arguments_of_another_type_are_answered_in_one_line():
     with pytest.raises(EcaJaxError, match=r"rngs: expected flax.nnx.Rngs, got 0: give nnx.Rngs\(0\)"):
         eca_jax.create_model("eca_resnet18", rngs=0)
@@ -263,6 +374,11 @@ SHARE = "0 <= {0} < 1, got {1}"
         ("batch_norm_group", "4", "a whole number or None, got '4'"),
         ("batch_norm_group", 0, "a positive number, got 0"),
         ("small_stem", "false", "True or False, got 'false'"),
+        ("in_channels", 0, "a positive number, got 0"),
+        ("in_channels", "1", "a whole number, got '1'"),
+        ("output_stride", 4, "one of 8, 16, 32, got 4"),
+        ("output_stride", 64, "one of 8, 16, 32, got 64"),
+        ("output_stride", "16", "a whole number, got '16'"),
         ("rematerialise", 1, "True or False, got 1"),
         ("name", None, "text, got None"),
     ],
@@ -270,6 +386,12 @@ SHARE = "0 <= {0} < 1, got {1}"
 def test_arguments_that_cannot_work_are_refused_by_name(argument, value, expected):
     with pytest.raises(EcaJaxError, match=f"^{argument}: expected {expected.format(argument, value)}"):
         eca_jax.create_model(**{"name": "resnet18", "rngs": nnx.Rngs(0), argument: value})
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_a_small_stem_has_no_output_stride_to_choose(name):
+    with pytest.raises(EcaJaxError, match=r"^output_stride: expected 32, .* with small_stem, got 16: such a network"):
+        eca_jax.create_model(name, rngs=nnx.Rngs(0), small_stem=True, output_stride=16)
 
 
 @jax.enable_x64(False)
