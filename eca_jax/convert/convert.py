@@ -198,6 +198,8 @@ def _write_state_dict(loaded: Loaded, target: pathlib.Path, to: str) -> str:
         extra = ", with momentum" if loaded.momentum is not None else ", without momentum"
     else:
         write_torch(target, tensors)
+    if (stride := loaded.model.architecture.output_stride) != 32:
+        extra += f"; not in the file: output_stride {stride}"
     options = preprocess_options(loaded.model.preprocess)
     if options:
         instead = "a directory for DST has it in timm's config.json, or " if to == "timm" else ""
@@ -243,6 +245,8 @@ def _write_run(loaded: Loaded, target: pathlib.Path, config: Config | None) -> s
     if config is None:
         raise EcaJaxError("--to orbax: --config FILE has to say what run it is (data, batch size, schedule)")
     found = loaded.model.architecture
+    if loaded.origin != NATIVE and found.output_stride == 32:  # a state dict does not say it: the configuration does
+        found = dataclasses.replace(found, output_stride=config.model.output_stride)
     if found != (expected := architecture(config.model, found.num_classes)):
         raise EcaJaxError(f"--config: its model is {expected}, the weights are of {found}")
     source = open_source(config.data.name, config.data.train_split, config.data.data_dir, config.data.keys)

@@ -1,5 +1,6 @@
 """Which model a PyTorch state dict is of, from its names and shapes alone."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -69,20 +70,29 @@ def _resnet(shapes: Shapes) -> tuple[str, Architecture]:
         reduction = None if squeezed // hidden == 16 else squeezed // hidden
         source = "timm"
         attention = AttentionConfig("se", bias="layer1.0.se.fc1.bias" in shapes, reduction=reduction)
-    num_classes = shapes["fc.weight"][0]
-    return source, Architecture(_name(backbone, attention), num_classes, attention, small_stem, width)
+    return source, Architecture(
+        _name(backbone, attention),
+        shapes["fc.weight"][0],
+        attention,
+        small_stem,
+        width,
+        in_channels=shapes["conv1.0.weight" if deep else "conv1.weight"][1],
+    )
 
 
 def _mobilenet(shapes: Shapes) -> tuple[str, Architecture]:
-    if "conv_stem.weight" in shapes:
-        width = shapes["conv_stem.weight"][0] / 32
-        return "timm", Architecture(
-            "mobilenet_v2", shapes["classifier.weight"][0], AttentionConfig("none"), width_multiplier=width
-        )
-    width, num_classes = shapes["features.0.0.weight"][0] / 32, shapes["classifier.1.weight"][0]
+    source, stem, head = (
+        ("timm", "conv_stem.weight", "classifier.weight")
+        if "conv_stem.weight" in shapes
+        else ("torchvision", "features.0.0.weight", "classifier.1.weight")
+    )
+    (c_out, in_channels), num_classes = shapes[stem][:2], shapes[head][0]
+    width = c_out / 32
+    plain = Architecture(
+        "mobilenet_v2", num_classes, AttentionConfig("none"), width_multiplier=width, in_channels=in_channels
+    )
     if "features.1.conv.3.conv.weight" not in shapes:
-        plain = Architecture("mobilenet_v2", num_classes, AttentionConfig("none"), width_multiplier=width)
-        return "torchvision", plain
+        return source, plain
     channels = [int(stage.channels * width) for stage in STAGES]
     sizes, start = [], 1
     for stage in STAGES:
@@ -92,7 +102,7 @@ def _mobilenet(shapes: Shapes) -> tuple[str, Architecture]:
     shared = shapes["features.1.conv.3.conv.weight"][0] == 1
     policy = _policy(tuple(sizes), tuple(released_kernel_size(c) for c in channels), channels)
     attention = AttentionConfig("eca" if shared else "eca_ns", kernel_sizes=policy)
-    return "ecanet", Architecture(_name("mobilenet_v2", attention), num_classes, attention, width_multiplier=width)
+    return "ecanet", dataclasses.replace(plain, name=_name("mobilenet_v2", attention), attention=attention)
 
 
 def _depth(shapes: Shapes, stage: str) -> int:

@@ -51,16 +51,22 @@ def create_model(
     *,
     rngs: nnx.Rngs,
     num_classes: int | None = None,
+    in_channels: int | None = None,
+    output_stride: int | None = None,
     pretrained: str | os.PathLike | None = None,
     skip: Sequence[str] = (),
     **settings,
 ) -> Backbone:
-    """A model in training mode, fresh or with trained weights: normalised images (b, h, w, 3) -> (b, num_classes).
+    """A model in training mode, fresh or with trained weights: normalised images (b, h, w, c) -> (b, num_classes).
 
     Args:
       name: one of `list_models()`.
       rngs: for the initialisation, e.g. `nnx.Rngs(0)`.
       num_classes: width of the logits; None is 1000, or what the pretrained weights have.
+      in_channels: c; None is 3, or what the pretrained weights have. Where those have another number, the first
+        convolution's are summed (for 1) or repeated and scaled, exactly as timm does.
+      output_stride: 16 or 8: the last stages are dilated instead of strided, and their outputs that much larger. None
+        is 32, or what the pretrained weights say, which may be used with any.
       pretrained: weights that `load_pretrained` finds; they decide the attention, the stem and the widths, and what the
         arguments say of those has to agree. None is fresh weights.
       skip: names of the pretrained weights that start anew, as shell patterns: `skip=("fc.*",)` for another head.
@@ -73,11 +79,11 @@ def create_model(
     """
     if pretrained is None and skip:
         raise EcaJaxError(f"skip: {skip!r} is of pretrained weights: give pretrained=, or leave it out")
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "output_stride": output_stride}
+    settings |= {key: value for key, value in sizes.items() if value is not None}
     if pretrained is None:
-        return registry.create_model(
-            name, rngs=rngs, num_classes=1000 if num_classes is None else num_classes, **settings
-        )
-    model = load_pretrained(pretrained, name=name, num_classes=num_classes, skip=skip, rngs=rngs, **settings)
+        return registry.create_model(name, rngs=rngs, **settings)
+    model = load_pretrained(pretrained, name=name, skip=skip, rngs=rngs, **settings)
     model.train()
     return model
 
@@ -87,6 +93,8 @@ def load_pretrained(
     *,
     name: str | None = None,
     num_classes: int | None = None,
+    in_channels: int | None = None,
+    output_stride: int | None = None,
     skip: Sequence[str] = (),
     rngs: nnx.Rngs | None = None,
     **settings,
@@ -103,6 +111,7 @@ def load_pretrained(
       name: the model that is expected; other weights are refused. A plain backbone's name means one without attention,
         unless `attention` says its kind, or the weights were trained under that name.
       num_classes, skip: for another head: `num_classes=10, skip=("fc.*",)`.
+      in_channels, output_stride: as in `create_model`.
       rngs: for what is skipped.
       settings: `dtype`, `batch_norm_group`, ... of `create_model`; `attention`, `small_stem` and `width_multiplier`
         have to be those of the weights.
@@ -110,7 +119,8 @@ def load_pretrained(
     Raises:
       EcaJaxError: there is no such file, directory or name, or the weights do not fit; all faults are named at once.
     """
-    return load(source, name=name, num_classes=num_classes, skip=skip, rngs=rngs, **settings).model
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "output_stride": output_stride}
+    return load(source, name=name, skip=skip, rngs=rngs, **sizes, **settings).model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +169,13 @@ class Loaded:
             )
 
 
+def _same_arrays(model: Backbone, architecture: Architecture, skip: Sequence[str]) -> bool:
+    """Whether the model has every array of the weights, which are of `architecture`, as it was trained."""
+    return not skip and model.architecture.in_channels == architecture.in_channels
+
+
 def load(source: str | os.PathLike, *, skip: Sequence[str] = (), **wanted) -> Loaded:
-    """`load_pretrained`, with the state of the training where there is one and nothing of the model is skipped."""
+    """`load_pretrained`, with the state of the training where there is one and every array is as it was trained."""
     path = locate(source)
     if path.is_dir():
         run = read_run(path)
@@ -171,18 +186,20 @@ def load(source: str | os.PathLike, *, skip: Sequence[str] = (), **wanted) -> Lo
         model.preprocess = run.config.task.preprocess
         epoch = epochs_ended(run.step, run.num_examples, run.config.batch_size)
         names = run.class_names if model.architecture.num_classes == len(run.class_names) and not skip else None
-        return Loaded(model, NATIVE, None if skip else run.momentum, epoch, run, run.config.task, names)
+        momentum = run.momentum if _same_arrays(model, architecture, skip) else None
+        return Loaded(model, NATIVE, momentum, epoch, run, run.config.task, names)
     file = read_weights(path)
     origin, architecture = identify(file)
     timm = None if file.metadata else read_config(path.parent)
     if timm is not None:
         timm.check(architecture)
+        architecture = dataclasses.replace(architecture, output_stride=timm.output_stride)
     wanted = undecided(architecture, wanted)
     model = from_state_dict(file.tensors, source=origin, architecture=architecture, skip=skip, **wanted)
     said = preprocessing(file, timm)
     model.preprocess = said or PreprocessConfig()
     momentum = None
-    if file.momentum is not None and not skip:
+    if file.momentum is not None and _same_arrays(model, architecture, skip):
         names = parameter_order(model, origin)
         if len(names) != len(file.momentum):
             raise EcaJaxError(
@@ -368,6 +385,6 @@ def describe(origin: str, architecture: Architecture) -> str:
     parts.append(f"{architecture.num_classes} classes")
     for field in dataclasses.fields(architecture):
         value = getattr(architecture, field.name)
-        if field.name in ("small_stem", "width_multiplier") and value != field.default:
+        if field.name not in ("name", "num_classes", "attention") and value != field.default:
             parts.append(f"{field.name} {value}")
     return f"{architecture.name} of {origin}: {', '.join(parts)}"

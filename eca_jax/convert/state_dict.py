@@ -18,6 +18,7 @@ from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.mobilenetv2 import MobileNetV2
 from eca_jax.models.registry import MODELS, PAPER, create_model, model_row
+from eca_jax.models.resnet import Bottleneck, ResNet
 from eca_jax.nn.norm import BatchNorm
 
 NATIVE = "eca_jax"
@@ -127,6 +128,8 @@ def from_state_dict(
     architecture: Architecture | None = None,
     name: str | None = None,
     num_classes: int | None = None,
+    in_channels: int | None = None,
+    output_stride: int | None = None,
     skip: Sequence[str] = (),
     rngs: nnx.Rngs | None = None,
     **settings,
@@ -138,6 +141,8 @@ def from_state_dict(
       source, architecture: what they are of; None is inferred from names and shapes.
       name: the model that is expected; another one is refused.
       num_classes: of the new head, where `skip` leaves out the old one.
+      in_channels: of the images; where they are not the weights', the first convolution is adapted (`with_channels`).
+      output_stride: which weights can be used with, whatever they were trained with; None is the architecture's.
       skip: shell patterns of names in the state dict that keep their fresh initialisation: 'fc.*' for another head.
       rngs: for what is skipped.
       settings: `dtype`, `param_dtype`, `batch_norm_group`, ... of `create_model`.
@@ -160,7 +165,12 @@ def from_state_dict(
                 f"skip=('{head}.*',) (on the command line --skip '{head}.*') starts a new head"
             )
         architecture = dataclasses.replace(architecture, num_classes=num_classes)
-    architecture = dataclasses.replace(architecture, name=name or architecture.name)
+    architecture = dataclasses.replace(
+        architecture, name=name or architecture.name, output_stride=output_stride or architecture.output_stride
+    )
+    if in_channels not in (None, architecture.in_channels):
+        tensors = with_channels(tensors, source, architecture, in_channels)
+        architecture = dataclasses.replace(architecture, in_channels=in_channels)
 
     def build(rngs: nnx.Rngs) -> Backbone:
         return build_architecture(architecture, rngs, **settings)
@@ -211,6 +221,38 @@ def from_state_dict(
         entry.leaf.variable.set_value(jnp.asarray(value, dtype=entry.leaf.variable.dtype))
     model.eval()
     return model
+
+
+def with_channels(tensors: Tensors, source: str, architecture: Architecture, in_channels: int) -> Tensors:
+    """The state dict with a first convolution for images of other channels than the architecture's.
+
+    As timm's `adapt_input_conv`: for one channel its weights are summed over the channels that there were, so that a
+    grey image gives what three equal channels gave. For n they are repeated in their order, cut to n, and scaled by
+    the old number over n, which keeps the size of what comes out. What is missing or misshapen is left as it is.
+    """
+
+    def inputs(channels: int) -> list[Entry]:
+        changed = dataclasses.replace(architecture, in_channels=channels)
+        return entries(nnx.eval_shape(lambda: build_architecture(changed, ShapesOnly())), source)
+
+    adapted = dict(tensors)
+    for before, after in zip(inputs(architecture.in_channels), inputs(in_channels), strict=True):
+        value = tensors.get(before.name)
+        if before.shape != after.shape and value is not None and value.shape == before.shape:
+            (axis,) = (i for i, (a, b) in enumerate(zip(before.shape, after.shape, strict=True)) if a != b)
+            adapted[before.name] = _adapted(value, axis, in_channels)
+    return adapted
+
+
+def _adapted(value: np.ndarray, axis: int, channels: int) -> np.ndarray:
+    """In float32, of whatever type; the result has that type again."""
+    wide = value.astype(np.float32)
+    if channels == 1:
+        wide = wide.sum(axis, keepdims=True)
+    else:
+        n = value.shape[axis]
+        wide = np.take(wide, np.arange(channels) % n, axis) * np.float32(n / channels)
+    return wide.astype(value.dtype)
 
 
 def unwrapped(tensors: Mapping[str, T]) -> Mapping[str, T]:
@@ -266,12 +308,21 @@ def _check_expressible(model: Backbone, source: str) -> None:
         reason = f"the kernel sizes {attention.options.kernel_sizes} (its ECA always takes the formula's)"
     elif source != "timm" and MODELS[architecture.name][0] not in PAPER:
         reason = f"the stem and shortcuts of {architecture.name!r}"
+    elif architecture.output_stride != 32 and not _dilates(model, source):
+        reason = f"the output_stride {architecture.output_stride} in {architecture.name!r}"
     elif isinstance(model, MobileNetV2) and (
         architecture.small_stem or (source == "timm" and attention.kind != "none")
     ):
         reason = "such a MobileNetV2"
     if reason:
         raise EcaJaxError(f"{source} has no model with {reason}; write it as safetensors with our own names instead")
+
+
+def _dilates(model: Backbone, source: str) -> bool:
+    """Whether the source's class can have dilated stages: all of timm's, of torchvision's those with bottlenecks."""
+    return source == "timm" or (
+        source == "torchvision" and isinstance(model, ResNet) and isinstance(model.layer1[0], Bottleneck)
+    )
 
 
 def _follows_formula(architecture: Architecture) -> bool:

@@ -43,11 +43,17 @@ class TimmConfig:
     architecture: str | None
     """timm's name of the model; None where it does not say it, nor the next."""
     num_classes: int | None
+    in_channels: int
+    output_stride: int
 
     def check(self, found: Architecture) -> None:
         """Refuses weights that are not of the model that the file says."""
         names = {timm_name(found)[0], plain_name(found)}  # an attention may be in the arguments as well
-        for key, values in (("architecture", names), ("num_classes", {found.num_classes})):
+        for key, values in (
+            ("architecture", names),
+            ("num_classes", {found.num_classes}),
+            ("in_channels", {found.in_channels}),
+        ):
             if (said := getattr(self, key)) not in {None, *values}:
                 expected = " or ".join(sorted(map(repr, values)))
                 raise EcaJaxError(f"{self.path}: {key} {said!r}, but the weights beside it are of {expected}")
@@ -67,15 +73,15 @@ def read_config(directory: pathlib.Path) -> TimmConfig | None:
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         values = config["pretrained_cfg"]
+        arguments = config.get("model_args") or {}
         channels, height, width = values["input_size"]
-        if channels != 3 or height != width:
-            raise EcaJaxError(f"input_size {values['input_size']}; expected [3, SIZE, SIZE]")
+        channels = arguments.get("in_chans", channels)
+        if height != width:
+            raise EcaJaxError(f"input_size {values['input_size']}; expected [CHANNELS, SIZE, SIZE]")
+        # Of other channels than RGB we keep no mean and standard deviation, and timm those of RGB, if any.
+        pixels = {key: tuple(values[key]) for key in ("mean", "std")} if channels == 3 else {}
         preprocess = PreprocessConfig.from_crop_share(
-            height,
-            values["crop_pct"],
-            interpolation=values["interpolation"],
-            mean=tuple(values["mean"]),
-            std=tuple(values["std"]),
+            height, values["crop_pct"], interpolation=values["interpolation"], **pixels
         )
         names = config.get("label_names") or values.get("label_names")
         return TimmConfig(
@@ -84,6 +90,8 @@ def read_config(directory: pathlib.Path) -> TimmConfig | None:
             _in_order(names),
             from_plain(config.get("architecture"), str | None, "architecture"),  # pyright: ignore[reportArgumentType]
             from_plain(config.get("num_classes"), int | None, "num_classes"),  # pyright: ignore[reportArgumentType]
+            from_plain(channels, int, "input_size"),
+            from_plain(arguments.get("output_stride", 32), int, "model_args.output_stride"),
         )
     except EcaJaxError as error:
         raise EcaJaxError(f"{path}: {error}") from error
@@ -126,6 +134,8 @@ def shortcomings(model: Backbone, task: Task) -> Iterator[str]:
         yield f"timm's create_model does not build it ({', '.join(reasons)}), eca_jax.load_pretrained does"
     if task.name != Classification.name:
         yield f"it does not say that the task was {task.name!r}: what is read from it classifies"
+    if model.in_channels != 3:
+        yield f"its mean and std are those of RGB, not of the {model.in_channels} channels"
     if model.preprocess.train_size != model.preprocess.image_size:
         yield f"it does not say that training saw images of {model.preprocess.train_size} pixels"
 
@@ -155,9 +165,10 @@ def plain_name(architecture: Architecture) -> str:
 def timm_name(architecture: Architecture) -> tuple[str, dict[str, Any]]:
     """What timm's `create_model` builds it by: a name, and arguments besides."""
     own, kind = MODELS[architecture.name][1], architecture.attention.kind
+    arguments = {} if architecture.output_stride == 32 else {"output_stride": architecture.output_stride}
     if architecture.name in NAMES and kind == own.kind:
-        return architecture.name, {}
-    return plain_name(architecture), {} if kind == "none" else {"block_args": {"attn_layer": kind}}
+        return architecture.name, arguments
+    return plain_name(architecture), arguments | ({} if kind == "none" else {"block_args": {"attn_layer": kind}})
 
 
 def _config(model: Backbone, tensors: Tensors, class_names: Sequence[str] | None) -> dict[str, Any]:
@@ -175,7 +186,7 @@ def _config(model: Backbone, tensors: Tensors, class_names: Sequence[str] | None
         **({"model_args": arguments} if arguments else {}),
         "pretrained_cfg": {
             "custom_load": False,
-            "input_size": [3, size, size],
+            "input_size": [model.in_channels, size, size],
             "fixed_input_size": False,
             "interpolation": preprocess.interpolation,
             "crop_pct": preprocess.crop_share,

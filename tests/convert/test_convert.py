@@ -1,5 +1,6 @@
 """Own weights out and in again, and what a conversion refuses; PyTorch's side is tested in tests/parity."""
 
+import dataclasses
 import json
 
 import jax
@@ -20,7 +21,7 @@ from eca_jax.convert.state_dict import NATIVE, from_state_dict, to_state_dict
 from eca_jax.data.imagenet import class_names, readable
 from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.errors import EcaJaxError
-from eca_jax.models.config import build_model
+from eca_jax.models.config import architecture, build_model
 from eca_jax.nn import AttentionConfig
 from eca_jax.runs.directory import open_run
 from eca_jax.runs.state import plan_state
@@ -123,6 +124,39 @@ def test_what_the_weights_decide_is_not_asked_for_otherwise(tmp_path):
         eca_jax.create_model("eca_resnet18", rngs=nnx.Rngs(0), skip=("fc.*",))
 
 
+def test_a_file_is_used_with_other_channels_and_another_output_stride(tmp_path):
+    """The file keeps both; either may be said anew. (timm's arithmetic of the stem: tests/parity/test_models.py.)"""
+    path, again = tmp_path / "m.safetensors", tmp_path / "again.safetensors"
+    model = randomised("eca_resnet18", output_stride=16)
+    write_safetensors(path, to_state_dict(model, NATIVE), own_metadata(model))
+    grey = eca_jax.create_model("eca_resnet18", rngs=nnx.Rngs(0), pretrained=path, in_channels=1)
+    assert grey.architecture == dataclasses.replace(model.architecture, in_channels=1)
+    kernel = np.asarray(model.conv1.kernel[...])
+    np.testing.assert_array_equal(grey.conv1.kernel[...], kernel.sum(2, keepdims=True))
+    np.testing.assert_array_equal(grey.layer4[1].conv2.kernel[...], model.layer4[1].conv2.kernel[...])
+
+    write_safetensors(again, to_state_dict(grey, NATIVE), own_metadata(grey))
+    assert eca_jax.load_pretrained(again).architecture == grey.architecture
+    assert eca_jax.load_pretrained(again, output_stride=8).feature_info[-1].stride == 8
+    four = eca_jax.load_pretrained(path, in_channels=4, output_stride=32)
+    np.testing.assert_array_equal(four.conv1.kernel[...], kernel[:, :, [0, 1, 2, 0]] * np.float32(3 / 4))
+    fresh = eca_jax.load_pretrained(path, in_channels=4, skip=("conv1.kernel",), rngs=nnx.Rngs(1))
+    assert not np.array_equal(fresh.conv1.kernel[...], four.conv1.kernel[...])
+    with pytest.raises(EcaJaxError, match=r"^in_channels: expected a positive number, got 0"):
+        eca_jax.load_pretrained(path, in_channels=0)
+    with pytest.raises(EcaJaxError, match=r"^output_stride: expected one of 8, 16, 32, got 5"):
+        eca_jax.load_pretrained(path, output_stride=5)
+
+
+def test_a_state_dict_says_what_it_does_not_hold(tmp_path):
+    own = tmp_path / "own.safetensors"
+    model = randomised("resnet50", output_stride=16)
+    write_safetensors(own, to_state_dict(model, NATIVE), own_metadata(model))
+    line = convert(own, tmp_path / "theirs.safetensors", "torchvision")
+    assert line.endswith("theirs.safetensors; not in the file: output_stride 16")
+    assert eca_jax.load_pretrained(tmp_path / "theirs.safetensors").architecture.output_stride == 32
+
+
 @pytest.mark.parametrize(
     ("name", "options", "source", "reason"),
     [
@@ -134,6 +168,9 @@ def test_what_the_weights_decide_is_not_asked_for_otherwise(tmp_path):
         ("ecaresnet50d", {}, "ecanet", "the stem and shortcuts of 'ecaresnet50d'"),
         ("mobilenet_v2", {"small_stem": True}, "torchvision", "such a MobileNetV2"),
         ("se_mobilenet_v2", {"attention": AttentionConfig(bias=True)}, "timm", "such a MobileNetV2"),
+        ("resnet18", {"output_stride": 16}, "torchvision", "the output_stride 16 in 'resnet18'"),
+        ("mobilenet_v2", {"output_stride": 8}, "torchvision", "the output_stride 8 in 'mobilenet_v2'"),
+        ("eca_resnet50", {"output_stride": 16}, "ecanet", "the output_stride 16 in 'eca_resnet50'"),
     ],
 )
 def test_what_a_source_would_compute_differently_is_refused(name, options, source, reason):
@@ -144,8 +181,6 @@ def test_what_a_source_would_compute_differently_is_refused(name, options, sourc
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data_dir):
-    import dataclasses
-
     from eca_jax.training import train
     from tests.training.test_loop import CONFIG
 
@@ -184,8 +219,6 @@ def test_a_run_is_loaded_converted_exported_and_used(run, tmp_path, capsys):
 
 
 def test_a_run_of_weights_from_elsewhere(run, tmp_path, capsys):
-    import dataclasses
-
     from eca_jax.training import train
 
     file = tmp_path / "m.safetensors"
@@ -267,11 +300,28 @@ def test_averages_start_anew_in_a_run_of_weights_from_elsewhere(tmp_path, data_d
     }
 
 
+def test_the_output_stride_of_a_run_is_the_configuration_s_where_the_weights_do_not_say_it(tmp_path, data_dir):
+    config = Config(
+        model=ModelConfig("resnet18", output_stride=16, width_multiplier=0.0625),
+        data=DataConfig(name="digits"),
+        epochs=3,
+    )
+    wide = dataclasses.replace(config.model, output_stride=32)
+    ours, plain = (nnx.eval_shape(lambda m=m: build_model(m, 10, nnx.Rngs(0))) for m in (config.model, wide))
+    assert ours.architecture == architecture(config.model, 10)
+    assert ours.feature_info[-1].stride == 16
+    accepted = "the weights are of epoch 4, --config says epochs=3: give a longer run"
+    for model, origin in ((ours, NATIVE), (plain, "timm"), (ours, "timm")):
+        assert refusal(_write_run, Loaded(model, origin, epoch=4), tmp_path / "run", config) == accepted
+    assert refusal(_write_run, Loaded(plain, NATIVE), tmp_path / "run", config).startswith("--config: its model is ")
+
+
 def test_the_state_of_the_training_is_loaded_too(run):
     loaded = load(run.workdir)
     assert loaded.epoch == 3
     momentum = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(loaded.momentum)])
     assert np.abs(momentum).max() > 0
+    assert load(run.workdir, in_channels=1).momentum is None  # that of the stem is of three channels
 
 
 def test_names_of_imagenet():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 from huggingface_hub import ModelCard
@@ -75,6 +76,27 @@ def test_all_of_it_is_read_again(directory):
     card = ModelCard.load(directory / "README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("timm", "image-classification")
     assert "of which the middle\n  16 x 16" in card.text
+
+
+def test_channels_and_the_output_stride_are_read_again(tmp_path):
+    """timm's arguments of them are in config.json; of the channels, timm's mean and std say nothing."""
+    settings = {"in_channels": 1, "output_stride": 8, "width_multiplier": 0.0625}
+    model = nnx.eval_shape(lambda: create_model("resnet18", num_classes=10, rngs=nnx.Rngs(0), **settings))
+    for _, variable in nnx.to_flat_state(nnx.state(model)):
+        variable.set_value(jnp.ones(variable.shape))
+    model.preprocess = PREPROCESS
+    own, directory = tmp_path / "own.safetensors", tmp_path / "timm"
+    write_safetensors(own, to_state_dict(model, NATIVE), own_metadata(model))
+    line = convert(own, directory, "timm")
+    assert "resnet18 of eca_jax: attention none, 10 classes, width_multiplier 0.0625, in_channels 1, output_s" in line
+    assert line.endswith("; but its mean and std are those of RGB, not of the 1 channels")
+    config = json.loads((directory / "config.json").read_text())
+    assert config["model_args"] == {"output_stride": 8}
+    assert config["pretrained_cfg"]["input_size"] == [1, 16, 16]
+    back = load_pretrained(directory)
+    assert back.architecture == model.architecture == load_pretrained(own).architecture
+    usual = PreprocessConfig()
+    assert (back.preprocess.mean, back.preprocess.std) == (usual.mean, usual.std)
 
 
 def test_what_a_file_does_not_hold_is_said_with_the_options_that_give_it(file, tmp_path, capsys):
@@ -162,8 +184,8 @@ def _touched(path):
         ({"input_size": [3, *[float("inf")] * 2]}, "as timm does how images are made: OverflowError"),
         ({"input_size": [3, 16.5, 16.5]}, "preprocess.image_size: expected a whole number, got 16.5"),
         ({"interpolation": "lanczos"}, "unknown 'lanczos'"),
-        ({"input_size": [3, 16, 32]}, "input_size [3, 16, 32]; expected [3, SIZE, SIZE]"),
-        ({"input_size": [1, 16, 16]}, "input_size [1, 16, 16]; expected [3, SIZE, SIZE]"),
+        ({"input_size": [3, 16, 32]}, "input_size [3, 16, 32]; expected [CHANNELS, SIZE, SIZE]"),
+        ({"input_size": [1, 16, 16]}, "in_channels 1, but the weights beside it are of 3"),
         ({"num_classes": 7}, "num_classes 7, but the weights beside it are of 10"),
         ({"architecture": "vit_base"}, "architecture 'vit_base', but the weights beside it are of 'resnet18'"),
         ({"architecture": 5}, "architecture: Expected `str | null`, got `int`"),

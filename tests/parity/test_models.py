@@ -4,6 +4,7 @@ Weights and running statistics are random everywhere: `randomise` in authors.py.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 
 import jax
@@ -220,6 +221,95 @@ def test_outputs_in_float64(source, name):
             worst, layer = authors.worst(actual, expected)
             print(f"{shape}: {worst:.1e} in {layer}")
             assert worst < 1e-10, (shape, layer)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "output_stride"),
+    [
+        ("torchvision", "resnet50", 16),
+        ("torchvision", "resnet50", 8),
+        ("timm", "resnet18", 16),
+        ("timm", "resnet18", 8),
+        ("timm", "ecaresnet26t", 16),
+        ("timm", "ecaresnet26t", 8),
+        ("timm", "mobilenetv2_100", 16),
+        ("timm", "mobilenetv2_100", 8),
+    ],
+)
+def test_dilated_stages_in_float32(source, name, output_stride):
+    """As above: torchvision's and timm's dilated networks, with basic blocks, averaged shortcuts, depthwise kernels."""
+    if source == "torchvision":
+        dilated = [False, output_stride == 8, True]
+        theirs = torchvision.models.get_model(name, replace_stride_with_dilation=dilated)
+    else:
+        theirs = timm.create_model(name, output_stride=output_stride)
+    theirs = authors.randomise(theirs).eval()
+    images = random_images(2, 65, 90).astype(np.float32)
+    ours = from_state_dict(authors.arrays(theirs), output_stride=output_stride)
+    assert ours.feature_info[-1].stride == output_stride
+    graphdef, state = nnx.split(ours)
+    run = jax.jit(lambda state, x: our_outputs(nnx.merge(graphdef, state), x))
+    expected = their_outputs(theirs, STAGES.get(name, RESNET_STAGES), images)
+    for feature in ours.feature_info:
+        sides = [math.ceil(side / feature.stride) for side in images.shape[1:3]]
+        assert expected[feature.name].shape == (2, *sides, feature.channels)
+    worst, layer = authors.worst(run(state, jnp.asarray(images)), expected)
+    print(f"{worst:.1e} in {layer}")
+    assert worst < 2e-5, layer
+
+
+@pytest.mark.parametrize("in_channels", [1, 2, 4, 7])
+@pytest.mark.parametrize("name", ["resnet18", "ecaresnet26t", "mobilenetv2_100"])
+def test_a_stem_of_three_channels_is_adapted_as_timm_does(name, in_channels):
+    """timm loads the state dict into a network of other channels; ours has the same bits, and the same outputs."""
+    tensors = authors.arrays(build("timm", name))
+    said = {"state_dict": {key: torch.from_numpy(value.copy()) for key, value in tensors.items()}}
+    theirs = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=said, in_chans=in_channels).eval()
+    adapted = authors.arrays(theirs)
+    ours = from_state_dict(tensors, in_channels=in_channels)
+    assert ours.architecture.in_channels == from_state_dict(adapted).architecture.in_channels == in_channels
+    assert_identical(to_state_dict(ours, inferred_source("timm", name)), adapted)
+    if in_channels != 4:
+        return
+
+    images = np.random.default_rng(1).normal(size=(2, 33, 40, in_channels)).astype(np.float32)
+    with torch.no_grad():
+        features = theirs.forward_features(authors.to_torch(images))
+        expected = {pre: theirs.forward_head(features, pre_logits=pre).numpy() for pre in (False, True)}
+    graphdef, state = nnx.split(ours)
+
+    def heads(state: nnx.State, x: jax.Array) -> dict[bool, jax.Array]:
+        model = nnx.merge(graphdef, state)
+        last = model.features(x)[model.feature_info[-1].name]
+        return {pre: model.head(last, pre_logits=pre) for pre in (False, True)}
+
+    worst, pre_logits = authors.worst(jax.jit(heads)(state, jnp.asarray(images)), expected)
+    print(f"{worst:.1e}, pre_logits={pre_logits}")
+    assert worst < 2e-5
+
+
+def test_a_network_for_other_channels_is_folded_too():
+    """What has two channels becomes one for one, five or three: timm's rule is about the number that there was."""
+    tensors = authors.arrays(authors.randomise(timm.create_model("resnet18", in_chans=2)))
+    for in_channels in (1, 3, 5):
+        expected = timm.models.adapt_input_conv(in_channels, torch.from_numpy(tensors["conv1.weight"]), base_chans=2)
+        ours = from_state_dict(tensors, in_channels=in_channels)
+        np.testing.assert_array_equal(to_state_dict(ours, "timm")["conv1.weight"], expected.numpy())
+
+
+def test_dropout_is_before_what_a_classifier_gets_as_in_timm():
+    """In training mode, whatever timm's numbers: about as many zeros, the others scaled up; in evaluation mode none."""
+    theirs = timm.create_model("resnet18", drop_rate=0.25)
+    ours = nnx.eval_shape(lambda: eca_jax.create_model("resnet18", dropout=0.25, rngs=nnx.Rngs(0)))
+    last = np.ones((8, 512, 1, 1), np.float32)
+    for training in (True, False):
+        (theirs.train if training else theirs.eval)()
+        (ours.train if training else ours.eval)()
+        expected = theirs.forward_head(torch.from_numpy(last), pre_logits=True).numpy()
+        x = ours.head(jnp.asarray(last.transpose(0, 2, 3, 1)), pre_logits=True, rngs=nnx.Rngs(dropout=0))
+        np.testing.assert_allclose(np.unique(x), np.unique(expected), rtol=1e-6)
+        deviation = (0.25 * 0.75 / expected.size) ** 0.5
+        assert abs(np.mean(x == 0) - np.mean(expected == 0)) <= 7 * deviation * training
 
 
 def loss_of(graphdef: nnx.GraphDef):

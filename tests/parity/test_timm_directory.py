@@ -78,6 +78,22 @@ def timm_arguments(name: str) -> tuple[str, dict]:
     return {**asked, "mobilenet_v2": ("mobilenetv2_100", {})}.get(name, (name, {}))
 
 
+@pytest.mark.parametrize("name", ["ecaresnet26t", "mobilenet_v2"])
+def test_timm_builds_other_channels_and_output_strides(name, tmp_path):
+    settings = {"num_classes": 7, "in_channels": 2, "output_stride": 16}
+    model = nnx.jit(lambda: create_model(name, rngs=nnx.Rngs(0), **settings))()
+    own, directory = tmp_path / "own.safetensors", tmp_path / "directory"
+    write_safetensors(own, to_state_dict(model, NATIVE), own_metadata(model))
+    convert(own, directory, "timm")
+    theirs = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
+    features = theirs.forward_features(torch.zeros(1, 2, 64, 64))
+    assert features.shape[2:] == (4, 4)
+    tensors = to_state_dict(model, "timm")
+    for key, value in theirs.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), tensors[key])
+    assert load_pretrained(directory).architecture == model.architecture
+
+
 def test_what_timm_does_not_build_is_said_and_is_an_error_there(tmp_path):
     model = create_model("resnet18", num_classes=7, small_stem=True, rngs=nnx.Rngs(0))
     own, directory = tmp_path / "own.safetensors", tmp_path / "directory"
