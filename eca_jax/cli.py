@@ -545,7 +545,8 @@ def _export(args: argparse.Namespace) -> int:
         export_onnx(model, args.target, image_size=size, about=about)
     else:
         raise EcaJaxError(f"expected a file that ends in .stablehlo or .onnx, got {args.target}")
-    print(f"{model.architecture.name}: images (b, {size}, {size}, 3) -> {args.target}, checked against the model")
+    images = f"images (b, {size}, {size}, {model.in_channels})"
+    print(f"{model.architecture.name}: {images} -> {args.target}, checked against the model")
     return EXIT_OK
 
 

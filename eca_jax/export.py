@@ -2,8 +2,9 @@
 
 Both files hold the network in evaluation mode with its weights, and map `images`, float32 (b, image_size, image_size,
 3), to `logits`, (b, num_classes), for any batch size b. The images are RGB, scaled from bytes to 0..1, then normalised
-as in training: minus the `mean`, divided by the `std` of the run's `eca_jax.data.preprocess.PreprocessConfig`. A file
-gets its name only after what was written has been read back and has given the logits of the model.
+as in training: minus the `mean`, divided by the `std` of the run's `eca_jax.data.preprocess.PreprocessConfig`. Of a
+network for other than three channels the images have those, normalised as it was trained. A file gets its name only
+after what was written has been read back and has given the logits of the model.
 """
 
 import contextlib
@@ -75,13 +76,14 @@ def export_stablehlo(
     device = _check_platforms(platforms)
     logits = _logits_function(model)
     with jax.default_device(device):
-        program = export.export(jax.jit(logits), platforms=tuple(platforms))(_images(image_size)).serialize()
+        images = _images(model, image_size)
+        program = export.export(jax.jit(logits), platforms=tuple(platforms))(images).serialize()
         text = json.dumps(dict(about or {})).encode()
         data = bytearray(program) + text + len(text).to_bytes(8) + ABOUT
         restored = export.deserialize(data)
-        narrow = "f16[" in str(jax.make_jaxpr(logits)(_images(image_size)))  # types are printed as bf16[b,8,8,64]
+        narrow = "f16[" in str(jax.make_jaxpr(logits)(images))  # types are printed as bf16[b,8,8,64]
         tolerance = BFLOAT16_TOLERANCE if narrow or device.platform != "cpu" else FLOAT32_TOLERANCE
-        _compare(restored.call, logits, image_size, tolerance)
+        _compare(restored.call, logits, images, tolerance)
     write(path, data)
 
 
@@ -126,8 +128,9 @@ def export_onnx(
         raise EcaJaxError(f"export to ONNX needs {error.name}: pip install 'eca-jax[onnx]'") from None
 
     _check_image_size(model, image_size)
-    logits = _logits_function(model)
-    graph = onnx_graph(jax.make_jaxpr(logits)(_images(image_size)), "eca_jax")
+    logits, images, rgb = _logits_function(model), _images(model, image_size), model.in_channels == 3
+    graph = onnx_graph(jax.make_jaxpr(logits)(images), "eca_jax")
+    pixels = "RGB, scaled to 0..1, minus the mean and divided by the standard deviation of the training run"
     proto = onnx.helper.make_model(
         graph,
         opset_imports=[onnx.helper.make_opsetid("", 17)],
@@ -135,17 +138,18 @@ def export_onnx(
         producer_name="eca_jax",
         producer_version=__version__,
         doc_string=(
-            f"images: float32 (b, {image_size}, {image_size}, 3), RGB, scaled to 0..1, minus the mean and divided "
-            "by the standard deviation of the training run. logits: float32 (b, classes)."
+            f"images: float32 (b, {image_size}, {image_size}, {model.in_channels}), "
+            f"{pixels if rgb else 'normalised as in training'}. logits: float32 (b, classes)."
         ),
     )
-    pixels = {"mean": model.preprocess.mean, "std": model.preprocess.std}
-    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in {**(about or {}), **pixels}.items()})
+    normalisation = {"mean": model.preprocess.mean, "std": model.preprocess.std} if rgb else {}
+    said = {**(about or {}), **normalisation}
+    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in said.items()})
     data = proto.SerializeToString()
     onnx.checker.check_model(data, full_check=True)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     with jax.default_matmul_precision("highest"):  # accelerators round float32 products by default
-        _compare(lambda x: session.run(["logits"], {"images": x})[0], logits, image_size, FLOAT32_TOLERANCE)
+        _compare(lambda x: session.run(["logits"], {"images": x})[0], logits, images, FLOAT32_TOLERANCE)
     write(path, data)
 
 
@@ -163,7 +167,7 @@ def _check_image_size(model: Backbone, image_size: int) -> None:
 def least_bytes(model: Backbone, image_size: int) -> int:
     """What the check of a file takes at least: its images in float32, and the largest stage, perhaps in bfloat16."""
     stages = [feature.channels * (image_size // feature.stride) ** 2 for feature in model.feature_info]
-    return max(CHECKED_BATCHES) * (4 * 3 * image_size**2 + 2 * max(stages))
+    return max(CHECKED_BATCHES) * (4 * model.in_channels * image_size**2 + 2 * max(stages))
 
 
 def _check_platforms(platforms: Sequence[str]) -> Any:
@@ -196,15 +200,15 @@ def _logits_function(model: Backbone) -> Logits:
     return logits
 
 
-def _images(image_size: int) -> jax.ShapeDtypeStruct:
+def _images(model: Backbone, image_size: int) -> jax.ShapeDtypeStruct:
     (b,) = export.symbolic_shape("b")
-    return jax.ShapeDtypeStruct((b, image_size, image_size, 3), jnp.float32)
+    return jax.ShapeDtypeStruct((b, image_size, image_size, model.in_channels), jnp.float32)
 
 
-def _compare(exported: Logits, model: Logits, image_size: int, tolerance: float) -> None:
+def _compare(exported: Logits, model: Logits, of: jax.ShapeDtypeStruct, tolerance: float) -> None:
     """Raises unless both give the same logits for random images, in batches of every checked size."""
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((max(CHECKED_BATCHES), image_size, image_size, 3), np.float32)
+    images = rng.standard_normal((max(CHECKED_BATCHES), *of.shape[1:]), np.float32)
     logits = np.asarray(jax.jit(model)(images), np.float64)  # compiled once: an image's logits depend on no other
     for size in CHECKED_BATCHES:
         got, want = np.asarray(exported(images[:size]), np.float64), logits[:size]

@@ -31,6 +31,7 @@ MODELS = {
     "se": ("se_resnet18", {**NARROW, "attention": AttentionConfig(bias=True)}),
     "plain bottleneck": ("resnet50", NARROW),
     "averaged shortcuts": ("ecaresnet26t", {"width_multiplier": 0.125}),
+    "dilated": ("ecaresnet26t", {"width_multiplier": 0.125, "output_stride": 8}),
     "mobilenet": ("eca_mobilenet_v2", {"width_multiplier": 0.25, "small_stem": True}),
     "mobilenet se": ("se_mobilenet_v2", {"width_multiplier": 0.25}),
 }
@@ -158,6 +159,18 @@ def test_onnx_in_onnx_runtime(key: str, tmp_path: pathlib.Path):
     assert sum(int(np.prod(array.dims)) for array in graph.initializer) < count(model), "each kernel is there once"
 
 
+@pytest.mark.onnx
+def test_onnx_of_a_network_for_two_channels(tmp_path: pathlib.Path):
+    """The mean and std of RGB are not of its images, so the file does not have them."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = random_model("eca_ns", in_channels=2)
+    export_onnx(model, tmp_path / "m.onnx", image_size=SIZE)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["b", SIZE, SIZE, 2]
+    assert session.get_modelmeta().custom_metadata_map == {}
+    assert "(b, 32, 32, 2), normalised as in training." in session.get_modelmeta().description
+
+
 def count(model: Backbone) -> int:
     """Parameters and running statistics. (In a file the statistics are in the kernels and one vector.)"""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, (nnx.Param, nnx.BatchStat))))
@@ -166,7 +179,7 @@ def count(model: Backbone) -> int:
 def test_stablehlo_has_each_kernel_once():
     """The last 1x1 kernel of a bottleneck with ECA is used twice: on the pixels, and on their average."""
     model = random_model("averaged shortcuts")
-    program = jax.export.export(jax.jit(export._logits_function(model)))(export._images(SIZE))
+    program = jax.export.export(jax.jit(export._logits_function(model)))(export._images(model, SIZE))
     assert len(program.serialize()) < 1.15 * 4 * count(model)
 
 
