@@ -6,7 +6,8 @@
 
 The path of `csv:` is a file, whose one split is called 'train' ('train[:90%]' and 'train[90%:]' make a training and a
 held-out set), or a directory with a file for each split, `train.csv` and `val.csv`. Paths of images are relative to the
-file; labels are separated by semicolons, and an image may have none. The first row is the heading.
+file; labels are separated by semicolons, and an image may have none. The first row is the heading; the two columns
+are found by their names, and others are not looked at.
 """
 
 import csv
@@ -22,6 +23,8 @@ from eca_jax.errors import EcaJaxError, printable
 
 PREFIX = "csv:"
 HEADING = ["path", "label"]
+FILE_SPLIT = "train"
+"""What all rows of a table that is a data set by itself are called, whatever its file is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +48,16 @@ class CsvRecords:
 def open_csv(name: str, split: str | None, data_dir: str | None = None) -> Source:
     """A split of the table. It is multi-label where some row of some split does not have exactly one label.
 
+    With no split it is the held-out one of a directory, and all of a file.
+
     The order mixes the rows of a file and depends on the paths in it alone.
 
     Raises:
       EcaJaxError: no such file or split, or a row that is not as it should be, with its number.
     """
     root, tables = _tables(name)
-    split = held_out(name, list(tables)) if split is None else split
+    if split is None:
+        split = held_out(name, list(tables)) if root.is_dir() else FILE_SPLIT
     check_split(name, split, sorted(tables))
     rows = {s: _read(path) for s, path in tables.items()}
     class_names = sorted({label for table in rows.values() for _, labels in table for label in labels})
@@ -79,7 +85,7 @@ def csv_splits(name: str) -> list[str]:
 def _tables(name: str) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
     """(the path that the data set's name has, the table of each split)."""
     root = path_in_name(name)
-    tables = {path.stem: path for path in sorted(root.glob("*.csv"))} if root.is_dir() else {"train": root}
+    tables = {path.stem: path for path in sorted(root.glob("*.csv"))} if root.is_dir() else {FILE_SPLIT: root}
     if odd := [path for path in tables.values() if path.exists() and not path.is_file()]:
         raise EcaJaxError(f"data.name: {name!r}: {odd[0]} is no regular file; expected a table")
     if not tables or not all(path.is_file() for path in tables.values()):
@@ -92,19 +98,20 @@ def _read(path: pathlib.Path) -> list[tuple[pathlib.Path, tuple[str, ...]]]:
     found = {}
     table = csv.reader(io.StringIO(_text(path).rstrip("\r\n"), newline=""), strict=True)
     try:
-        if (heading := next(table, [])) != HEADING:
+        if not {*HEADING} <= {*(heading := next(table, []))}:
             raise EcaJaxError(
                 f"{path}, line 1: expected the heading 'path,label', got {','.join(heading)!r} "
                 "(it is in small letters, with a comma and no spaces)"
             )
         for row in table:
-            where = f"{path}, line {table.line_num}"
-            if len(row) != len(HEADING) or not row[0]:
-                raise EcaJaxError(f"{where}: expected path,label or path,label;label, got {','.join(row)!r}")
-            if row[0] in found:
-                raise EcaJaxError(f"{where}: {printable(row[0])} is there twice; give all its labels in one row")
-            _check_image(where, path.parent / row[0])
-            found[row[0]] = tuple(dict.fromkeys(label.strip() for label in row[1].split(";") if label.strip()))
+            where, fields = f"{path}, line {table.line_num}", dict(zip(heading, row, strict=False))
+            if len(row) != len(heading) or not fields["path"]:
+                expected = f"{','.join(heading)} or, of several labels, label;label"
+                raise EcaJaxError(f"{where}: expected {expected}, got {','.join(row)!r}")
+            if (name := fields["path"]) in found:
+                raise EcaJaxError(f"{where}: {printable(name)} is there twice; give all its labels in one row")
+            _check_image(where, path.parent / name)
+            found[name] = tuple(dict.fromkeys(label.strip() for label in fields["label"].split(";") if label.strip()))
     except csv.Error as error:
         raise EcaJaxError(f"{path}, line {table.line_num}: {error}") from error
     order = sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest())

@@ -287,13 +287,19 @@ def test_the_loss_is_numpys(rng):
     [
         ("", "train.csv, line 1: expected the heading 'path,label', got ''"),
         ("a.png,cat\n", "train.csv, line 1: expected the heading 'path,label', got 'a.png,cat'"),
-        ("path,label\na.png,cat\nb.png\n", "train.csv, line 3: expected path,label or path,label;label, got 'b.png'"),
+        (
+            "path,label\na.png,cat\nb.png\n",
+            "train.csv, line 3: expected path,label or, of several labels, label;label, got 'b.png'",
+        ),
         (
             "path,label\na.png,cat,dog\n",
-            "train.csv, line 2: expected path,label or path,label;label, got 'a.png,cat,dog'",
+            "train.csv, line 2: expected path,label or, of several labels, label;label, got 'a.png,cat,dog'",
         ),
-        ("path,label\n,cat\n", "train.csv, line 2: expected path,label or path,label;label, got ',cat'"),
-        ("path,label\na.png,cat\n\nb.png,dog\n", "train.csv, line 3: expected path,label or path,label;label, got ''"),
+        ("path,label\n,cat\n", "train.csv, line 2: expected path,label or, of several labels, label;label, got ',cat'"),
+        (
+            "path,label\na.png,cat\n\nb.png,dog\n",
+            "train.csv, line 3: expected path,label or, of several labels, label;label, got ''",
+        ),
         (
             "path,label\na.png,cat\na.png,dog\n",
             "train.csv, line 3: a.png is there twice; give all its labels in one row",
@@ -330,6 +336,19 @@ def test_one_table_is_cut_into_splits_and_one_label_an_image_is_classification(t
         assert (part.class_names, part.multi_label) == (("cat", "dog"), False)
         assert all(label == data[0] % 2 for data, label in part)
         Classification().check_data(part, part)
+    assert len(open_source(f"csv:{tmp_path / 't.csv'}", None)) == 10  # `evaluate --data csv:/path/t.csv` needs no split
+
+
+def test_the_columns_of_a_table_are_found_by_their_names(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(bytes([i]))
+    rows = "".join(f"{i},{'dog' if i % 2 else 'cat'},x;y,{i}.png\n" for i in range(4))
+    (tmp_path / "t.csv").write_text("id,label,notes,path\n" + rows)
+    source = open_source(f"csv:{tmp_path / 't.csv'}", "train")
+    assert sorted((data[0], label) for data, label in source) == [(0, 0), (1, 1), (2, 0), (3, 1)]
+    (tmp_path / "t.csv").write_text("id,label,notes,path\n" + rows.replace(",x;y", "", 1))
+    expected = "t.csv, line 2: expected id,label,notes,path or, of several labels, label;label, got '0,cat,0.png'"
+    assert expected in refusal(open_source, f"csv:{tmp_path / 't.csv'}", "train")
 
 
 def test_classification_is_not_trained_with_several_labels(data, config):
