@@ -157,7 +157,7 @@ def test_what_is_missing_or_the_same(tmp_path, data):
     same = refusal(train, config, train=data["train"], held_out=list(data["train"]))
     assert same == "train and held_out are the same examples: keep some out of train, for held_out alone"
     message = refusal(train, config, train=data["train"], held_out=data["held_out"], class_names=["a", "b"])
-    assert message.startswith("train[2]: label 2: expected the number of a class, 0 to 1")
+    assert message.startswith("train[0]: label 4: expected the number of a class, 0 to 1")
     assert "transform: expected a function of (image, rng)" in refusal(train, config, transform="flip")
     assert "writers: expected a list of functions" in refusal(train, config, writers=print)
     assert not tmp_path.joinpath("config.json").exists()
