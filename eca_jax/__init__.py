@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from eca_jax.convert.convert import save as save
     from eca_jax.convert.pretrained import create_model as create_model, load_pretrained as load_pretrained
     from eca_jax.models import list_models as list_models
+    from eca_jax.models.preprocess import preprocess as preprocess
 
 _HOMES = {
     "create_model": "eca_jax.convert.pretrained",
     "list_models": "eca_jax.models",
     "load_pretrained": "eca_jax.convert.pretrained",
+    "preprocess": "eca_jax.models.preprocess",
     "save": "eca_jax.convert.convert",
 }
 __all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -326,8 +326,14 @@ def train_filter(config: PreprocessConfig, rng: np.random.Generator) -> Image.Re
 
 def eval_image(data: bytes, config: PreprocessConfig) -> np.ndarray:
     """Encoded image -> resized and centre-cropped uint8 (image_size, image_size, 3)."""
-    image = resize_and_crop(decode(data), config.eval_resize, config.image_size, INTERPOLATIONS[config.interpolation])
-    return np.asarray(image)
+    return eval_pixels(decode(data), config)
+
+
+def eval_pixels(image: Image.Image, config: PreprocessConfig) -> np.ndarray:
+    """`eval_image` of an image that is decoded: RGB."""
+    return np.asarray(
+        resize_and_crop(image, config.eval_resize, config.image_size, INTERPOLATIONS[config.interpolation])
+    )
 
 
 def resize_and_crop(image: Image.Image, short_side: int, size: int, resample: Image.Resampling) -> Image.Image:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from sklearn import datasets
 
@@ -17,8 +18,10 @@ timm_data = pytest.importorskip("timm.data")
 
 from torchvision import transforms  # noqa: E402
 from torchvision.datasets import ImageFolder  # noqa: E402
+from torchvision.datasets.folder import default_loader  # noqa: E402
 from torchvision.models import MobileNet_V2_Weights, ResNet50_Weights  # noqa: E402
 
+import eca_jax  # noqa: E402
 from eca_jax.data.preprocess import PreprocessConfig, decode, eval_image, normalise  # noqa: E402
 
 pytestmark = [
@@ -134,6 +137,41 @@ def timm_s(size: int, share: float, interpolation: str, mean: tuple, std: tuple)
 def test_timm_s_images(files, size, share, interpolation):
     config = PreprocessConfig.from_crop_share(size, share, interpolation=interpolation, mean=HALF, std=HALF)
     compare(files, config, timm_s(size, share, interpolation, HALF, HALF))
+
+
+def test_eca_jax_preprocess_makes_the_arrays_of_both_in_whatever_form_the_image_comes(tmp_path):
+    data = (PHOTOS / "china.jpg").read_bytes()
+    image = Image.open(io.BytesIO(data))
+    forms = [PHOTOS / "china.jpg", str(PHOTOS / "china.jpg"), data, np.array(image), jnp.asarray(image), image]
+    model = nnx.eval_shape(lambda: eca_jax.create_model("resnet18", rngs=nnx.Rngs(0)))
+    timm_config = PreprocessConfig.from_crop_share(288, 0.95, interpolation="bicubic", mean=HALF, std=HALF)
+    for config, theirs in (
+        (PreprocessConfig(eval_resize=232), V2.transforms()),
+        (timm_config, timm_s(288, 0.95, "bicubic", HALF, HALF)),
+    ):
+        model.preprocess = config
+        want = theirs(image).numpy().transpose(1, 2, 0)
+        batch = eca_jax.preprocess(forms, model)
+        assert batch.shape == (len(forms), *want.shape)
+        for form, one in zip(forms, batch, strict=True):
+            np.testing.assert_array_equal(eca_jax.preprocess(form, model), one[None])
+            np.testing.assert_allclose(one, want, rtol=0, atol=1e-6)  # as of `compare`: the same pixels
+            mean, std = np.array(config.mean), np.array(config.std)
+            levels, expected = ((np.asarray(x) * std + mean) * 255 for x in (one, want))
+            np.testing.assert_array_equal(np.rint(levels), np.rint(expected))
+
+
+def test_moving_pictures_and_16_bits_in_colour_are_what_the_image_folders_make_of_them(tmp_path):
+    """The first picture; the upper 8 bits."""
+    photo = Image.open(PHOTOS / "flower.jpg").crop((300, 100, 340, 130))
+    photo.save(tmp_path / "moving.gif", save_all=True, append_images=[photo.rotate(180)], duration=100)
+    # Pillow writes no colours of 16 bits: a binary PPM does.
+    wide = (np.asarray(photo).astype(">u2") * 257 - (np.asarray(photo) > 128) * 100).astype(">u2")
+    (tmp_path / "wide.ppm").write_bytes(b"P6 40 30 65535\n" + wide.tobytes())
+    for path in sorted(tmp_path.iterdir()):
+        pixels = np.asarray(decode(path.read_bytes()))
+        np.testing.assert_array_equal(pixels, np.asarray(default_loader(str(path))), err_msg=path.name)
+        np.testing.assert_allclose(pixels.astype(int), np.asarray(photo), atol=60)
 
 
 def test_crop_shares_are_timm_s():

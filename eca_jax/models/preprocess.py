@@ -1,0 +1,86 @@
+"""`eca_jax.preprocess`: an image, in whatever form, as the array that a model takes."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from eca_jax.data.image_files import read_image
+from eca_jax.data.preprocess import PreprocessConfig, as_rgb, decode, eval_pixels, normalise
+from eca_jax.errors import EcaJaxError
+from eca_jax.models.base import Backbone
+
+Picture = str | os.PathLike | bytes | np.ndarray | jax.Array | Image.Image
+"""A path; the content of an image file; uint8 (h, w, 3), RGB; or an image that Pillow has opened."""
+
+
+def preprocess(image: Picture | Sequence[Picture], model: Backbone) -> jax.Array:
+    """The normalised batch that the model takes: float32 (1, size, size, 3); of a list of n images (n, size, size, 3).
+
+    The image is made as `model.preprocess` says, with the pixels that `eca-jax predict` and `evaluate` see: the short
+    side is resized to `eval_resize`, of which the middle `image_size` x `image_size` are taken, scaled to 0..1, minus
+    `mean`, divided by `std`. EXIF's rotation and transparency are ignored, as `eca_jax.data.preprocess.decode` says.
+
+    Args:
+      image: a path; the bytes of an image file; a uint8 array (h, w, 3), RGB; an image of Pillow; or a list of those.
+      model: of `create_model`, `load_pretrained` or `load_run`.
+
+    Raises:
+      EcaJaxError: there is no such file or it is no image, the array has another type or shape, the list is empty.
+    """
+    if not isinstance(model, Backbone):
+        raise EcaJaxError(f"model: expected one of eca_jax.create_model, got {type(model).__name__}")
+    images = image if isinstance(image, list | tuple) else [image]
+    if not images:
+        raise EcaJaxError("image: expected an image or a list of them, got an empty one")
+    pixels = np.stack([_pixels(one, model.preprocess) for one in images])
+    return normalise(jnp.asarray(pixels), model.preprocess)
+
+
+def _pixels(image: Any, config: PreprocessConfig) -> np.ndarray:
+    """uint8 (size, size, 3)."""
+    if isinstance(image, str | os.PathLike):
+        return read_image(image, lambda data: eval_pixels(decode(data), config))
+    if isinstance(image, bytes | bytearray | memoryview):
+        return _made(f"these {len(image)} bytes", lambda: eval_pixels(decode(bytes(image)), config))
+    if isinstance(image, Image.Image):
+        return _made(f"this {type(image).__name__}", lambda: eval_pixels(as_rgb(image), config))
+    if not isinstance(image, np.ndarray | jax.Array):
+        raise EcaJaxError(
+            "image: expected a path, the bytes of an image file, a uint8 array (h, w, 3), an image of Pillow or a list "
+            f"of those, got {type(image).__name__}"
+        )
+    return eval_pixels(Image.fromarray(_checked(np.asarray(image))), config)
+
+
+def _made(what: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    try:
+        return make()
+    except MemoryError:
+        raise  # of the machine, not of the image
+    except Exception as error:  # whatever a decoder says of damaged bytes, which Pillow may not have looked at yet
+        raise EcaJaxError(f"image: cannot read {what} as an image: {error}") from error
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    """Refuses what is not RGB in uint8, and says how to make it so."""
+    advice = None
+    if image.dtype != np.uint8:
+        advice = "pixels are whole numbers from 0 to 255; of floats from 0 to 1: (255 * x).round().astype('uint8')"
+    elif image.ndim == 4:
+        advice = "of a batch, give a list of its images: list(x)"
+    elif image.ndim == 2:
+        advice = "a grey image is three equal channels: x[..., None].repeat(3, axis=2)"
+    elif image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        advice = "channels come last: x.transpose(1, 2, 0)"
+    elif image.ndim == 3 and image.shape[2] == 4:
+        advice = "leave out the transparency: x[..., :3]"
+    elif image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        advice = "images are RGB, channels last"
+    if advice:
+        raise EcaJaxError(f"image: expected a uint8 array (h, w, 3), got {image.dtype} {image.shape}: {advice}")
+    return image
