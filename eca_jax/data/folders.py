@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from eca_jax.data.image_files import expect_file
 from eca_jax.data.records import Source, digest_of_files, path_in_name
 from eca_jax.data.splits import HELD_OUT, check_split, held_out, select, split_names
 from eca_jax.errors import EcaJaxError, printable
@@ -24,15 +25,11 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".w
 """torchvision's, and GIF."""
 LIKE_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 """A folder of this name that has images in its folders alone is not taken for a class."""
-
-
 NO_FILE = "no regular file"
 """A pipe, a socket, a device, or a link to nothing or to itself, with an image's ending.
 
 What opens such a one may wait for ever.
 """
-OPEN_ALREADY = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
-"""What the shell hands over: `predict <(curl ...)`."""
 
 
 class LeftOut(NamedTuple):
@@ -134,7 +131,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
     Raises:
       EcaJaxError: names a file that is not there or is none, or a directory in which there are no images.
     """
-    return [file for path in paths for file in (_images_below(path) if os.path.isdir(path) else [_checked(path)])]
+    return [file for path in paths for file in (_images_below(path) if os.path.isdir(path) else [expect_file(path)])]
 
 
 def _images_below(directory: str) -> list[str]:
@@ -144,14 +141,6 @@ def _images_below(directory: str) -> list[str]:
     if not files:
         raise EcaJaxError(f"the directory {root} has no images: expected files that end in {', '.join(ENDINGS)}")
     return [str(file) for file in files]
-
-
-def _checked(file: str) -> str:
-    if not os.path.exists(file):
-        raise EcaJaxError(f"there is no file {file}")
-    if not (os.path.isfile(file) or file.startswith(OPEN_ALREADY)):
-        raise EcaJaxError(f"{file} is no regular file but a pipe, a socket or a device; give an image file")
-    return file
 
 
 def _root(name: str) -> pathlib.Path:

@@ -24,7 +24,7 @@ from eca_jax.runs.directory import choose_step, open_run
 from eca_jax.runs.state import TrainState, split as split_model
 from eca_jax.sharding import batch_sharding, make_mesh, replicated
 from eca_jax.tasks.base import Batch, Sums, Task, zero_sums
-from eca_jax.training.examples import Examples
+from eca_jax.training.examples import EvaluatedExamples
 from eca_jax.training.fits import EVALUATION_REMEDIES, check_evaluation, describe_evaluation, names_lack_in_evaluation
 from eca_jax.training.program import InFlight, Program, build_program
 from eca_jax.training.signals import Stopped, StopSignal
@@ -54,7 +54,7 @@ def evaluate(
     stop: StopSignal | None = None,
     *,
     batch_size: int | None = None,
-    each: Callable[[Examples], object] | None = None,
+    each: Callable[[EvaluatedExamples], object] | None = None,
 ) -> dict[str, float]:
     """The task's scores over the readable examples of `source`, each counted once; `batch_size` as of `build_program`.
 
@@ -77,7 +77,7 @@ def evaluate(
     with names_lack_in_evaluation(config.task, config.model.name, batch_size):
         scores, outputs = score(config.task, eval_step, program.zero_sums(), batches, stop)
     if each is not None:
-        each(Examples.joined(config.task, source, outputs))
+        each(EvaluatedExamples.joined(config.task, source, outputs))
     return scores
 
 
@@ -113,7 +113,7 @@ def evaluate_run(
     keys: tuple[str | None, str | None] = (None, None),
     preprocess: Mapping[str, Any] | None = None,
     started: Callable[[Start], object] = lambda start: None,
-    each: Callable[[Examples], object] | None = None,
+    each: Callable[[EvaluatedExamples], object] | None = None,
 ) -> tuple[int, Task, dict[str, float]]:
     """Scores a checkpoint of a run on the held-out split of its configuration, or on other data: (step, task, scores).
 
@@ -192,7 +192,7 @@ def evaluate_weights(
     keys: tuple[str | None, str | None] = (None, None),
     preprocess: Mapping[str, Any] | None = None,
     started: Callable[[Start], object] = lambda start: None,
-    each: Callable[[Examples], object] | None = None,
+    each: Callable[[EvaluatedExamples], object] | None = None,
 ) -> tuple[Task, dict[str, float]]:
     """Scores weights (see `load_pretrained`; `name` is the model expected) on a data set, with their own preprocessing.
 
@@ -232,5 +232,5 @@ def evaluate_weights(
     with names_lack_in_evaluation(task, architecture, batch_size):
         scores, outputs = score(task, step, zero_sums(task.sums), images)
     if each is not None:
-        each(Examples.joined(task, source, outputs))
+        each(EvaluatedExamples.joined(task, source, outputs))
     return task, scores

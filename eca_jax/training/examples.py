@@ -15,7 +15,7 @@ from eca_jax.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Examples:
+class EvaluatedExamples:
     """The examples of a data set, in its order, as a task has evaluated them."""
 
     task: Task

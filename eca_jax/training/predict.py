@@ -3,7 +3,6 @@
 import collections
 import functools
 import itertools
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,7 +13,8 @@ from flax import nnx
 
 from eca_jax.compiler_options import compiler_options
 from eca_jax.data.config import DataConfig
-from eca_jax.errors import EcaJaxError, printable
+from eca_jax.data.image_files import read_image
+from eca_jax.errors import EcaJaxError
 from eca_jax.memory import SMALLER, Fitting, expect_room, host_room, names_lack_of_memory
 from eca_jax.models.base import Backbone
 from eca_jax.runs.state import split
@@ -116,11 +116,9 @@ def _readable(
 def _decoded(file: str, task: Task) -> Example | EcaJaxError:
     """What the task makes of a file, or what is wrong with it."""
     try:
-        return task.predict_example(pathlib.Path(file).read_bytes())
-    except MemoryError:
-        raise  # of the machine, not of the file
-    except Exception as error:  # whatever a decoder says of damaged bytes
-        return EcaJaxError(f"cannot read {printable(file)} as an image: {error}")
+        return read_image(file, task.predict_example)
+    except EcaJaxError as error:
+        return error
 
 
 def _alike(examples: Sequence[tuple[str, Example]]) -> bool:

@@ -19,7 +19,7 @@ from eca_jax.data.records import Source
 from eca_jax.data.sources import open_source
 from eca_jax.tasks import Classification, MultiLabel
 from eca_jax.training.evaluate import evaluate_weights
-from eca_jax.training.examples import Examples
+from eca_jax.training.examples import EvaluatedExamples
 from tests.boxes import Boxes
 from tests.damage import refusal
 from tests.datasets import prepare_like
@@ -243,7 +243,7 @@ def test_where_nothing_can_be_written_nothing_is_evaluated(tmp_path, capsys):
 def test_predictions_that_are_no_numbers_are_not_written():
     source = Source("digits", "test", open_source("digits", "test[:2]").records, tuple("0123456789"))
     outputs = {"label": np.zeros(2, int), "mask": np.ones(2), "prediction": np.zeros(2, int), "rank": np.zeros(2, int)}
-    examples = Examples(Classification(), source, outputs | {"probability": np.array([0.5, np.nan])})
+    examples = EvaluatedExamples(Classification(), source, outputs | {"probability": np.array([0.5, np.nan])})
     assert "not finite numbers: the weights are damaged" in refusal(examples.to_csv)
     assert list(examples.per_class())[1].split() == ["2", "0.00%", "0"]
 
