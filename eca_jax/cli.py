@@ -101,6 +101,7 @@ def _train(args: Sequence[str] | None, prog: str) -> int:
     parser = Parser(prog=prog, add_help=False, allow_abbrev=False)
     _add_config_argument(parser)
     parser.add_argument("--plugin", action="append", default=[])
+    parser.add_argument("--profile", type=_steps, metavar="START:STOP")
     _add_version_argument(parser)
     known, overrides = parser.parse_known_args(args)
     _import_jax()
@@ -108,7 +109,8 @@ def _train(args: Sequence[str] | None, prog: str) -> int:
     from eca_jax.overrides import overridden
 
     description = f"Configuration: {known.config} (another with --config, by its name or as FILE.py). "
-    description += "Continues the run in --workdir. --plugin MODULE (or FILE.py) is imported before."
+    description += "Continues the run in --workdir. --plugin MODULE (or FILE.py) is imported before. "
+    description += "--profile 10:20 traces these steps for TensorBoard's profiler."
     config = overridden(known.config, overrides, prog=prog, description=description, others=parser.options())
 
     import jax
@@ -118,7 +120,7 @@ def _train(args: Sequence[str] | None, prog: str) -> int:
 
     initialize_cluster(config.cluster)
     _start_jax()
-    result = train(config)
+    result = train(config, profile=known.profile)
     say = print if jax.process_index() == 0 else (lambda _: None)
     if not result.finished:
         number = signal.Signals(result.signal or signal.SIGTERM)
@@ -221,6 +223,14 @@ def _positive(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
     return int(text)
+
+
+def _steps(text: str) -> range:
+    """'10:20' -> range(10, 20)."""
+    start, _, stop = text.partition(":")
+    if not (all(number.isascii() and number.isdecimal() for number in (start, stop)) and int(start) < int(stop)):
+        raise argparse.ArgumentTypeError(f"expected START:STOP with START < STOP, such as 10:20, got {text!r}")
+    return range(int(start), int(stop))
 
 
 def _add_version_argument(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,7 @@ class CheckpointConfig(TypedFields, at="checkpoint"):
             expect_positive("checkpoint.every_steps", self.every_steps)
 
 
-COMMAND_OPTIONS = ("config", "plugin", "version", "help")
+COMMAND_OPTIONS = ("config", "plugin", "profile", "version", "help")
 """Options of train.py that are not fields of the configuration."""
 
 

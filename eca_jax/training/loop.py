@@ -31,6 +31,7 @@ from eca_jax.training.announce import describe_start
 from eca_jax.training.evaluate import evaluate
 from eca_jax.training.fits import check_arithmetic, check_plan, names_lack_in_training
 from eca_jax.training.hooks import Hooks
+from eca_jax.training.profile import Profiler, check_profile
 from eca_jax.training.program import InFlight, Program, build_program, compile_step
 from eca_jax.training.schedule import due
 from eca_jax.training.signals import Stopped, StopSignal
@@ -67,6 +68,7 @@ def train(
     class_names: Sequence[str] | None = None,
     transform: Transform | None = None,
     writers: Sequence[RowWriter] = (),
+    profile: range | None = None,
 ) -> Result:
     """Trains to the end of the configuration, from the newest checkpoint in its workdir that can be read.
 
@@ -85,6 +87,8 @@ def train(
         same name.
       writers: functions of (values, step=...) that get each row of the log and of the evaluations, such as
         `wandb.init().log`; in process 0 alone.
+      profile: the steps (from 0: `range(10, 20)` are those between step 10 and step 20 of the log) that JAX's profiler
+        traces into the run's TensorBoard directory; of those that are done already, nothing.
 
     Raises:
       EcaJaxError: what the user can mend; more than `optim.max_skipped` steps that are not finite, with the last of
@@ -100,6 +104,7 @@ def train(
         names_lack_in_training(config),
     ):
         config, train_source, eval_source = open_sources(config, train, held_out, class_names)
+        check_profile(profile, total_steps(config.epochs, len(train_source), config.batch_size))
         check_pretrained(config)
         num_classes = len(train_source.class_names)
         sizes = {
@@ -121,7 +126,10 @@ def train(
             evaluation_due = evaluation is None and 0 < start <= training.total and training.due(start).evaluation
             if start >= training.total and not evaluation_due:
                 return training.result(evaluation)
-            with training.open_writer(evaluation_due) as training.writer:
+            with (
+                training.open_writer(evaluation_due) as training.writer,
+                Profiler(profile, config.workdir, start, training.writer) as training.profiler,
+            ):
                 since = None if state is None else start
                 lines = describe_start(training.config, program, training.description, eval_source, step=since)
                 training.writer.say("\n".join(lines))
@@ -154,6 +162,7 @@ class Training:
         self.bad_records = BadRecords(config.data.max_bad)
         self.total = total_steps(config.epochs, len(train_source), config.batch_size)
         self.writer: Writer | NoWriter = NoWriter()
+        self.profiler = Profiler(None, config.workdir, 0, self.writer)
         self.step = 0
         self.last_good = 0
 
@@ -172,7 +181,7 @@ class Training:
                 check_plan(self.config, step)
                 self.writer.restart_clock(self.step)  # compilation is not training
             with jax.transfer_guard_device_to_host("disallow"):
-                state, loss = compiled[shapes](state, batch)
+                state, loss = self.profiler(self.step, compiled[shapes], state, batch)
                 in_flight.add(loss)
             self.step += 1
             self.stop.waits_for = "this step"

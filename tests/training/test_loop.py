@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -30,6 +31,7 @@ from eca_jax.training.loop import train
 from eca_jax.training.program import InFlight, build_program
 from tests.commands import ROOT
 from tests.tiny import brought_from_outside, register
+from tests.training.test_profile import traces
 
 CONFIG = Config(
     model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.125),
@@ -95,6 +97,19 @@ def test_learning_rate_in_the_log_is_the_one_of_the_step(finished):
     assert rates[12] == pytest.approx(0.1 * (1 + np.cos(np.pi * (11 - 5) / 10)) / 2)
 
 
+def test_a_run_that_is_traced_is_the_run_that_is_not(finished, tmp_path, capsys):
+    """From the first step on, whose compilation is not in the trace."""
+    workdir, _ = finished
+    train(configure(tmp_path), profile=range(3))
+    assert traces(tmp_path) == [[0, 1, 2]]
+    assert not traces(workdir)
+    assert f"profile: steps 0:3 are in {tmp_path}/tensorboard, for TensorBoard's profiler" in capsys.readouterr().out
+    assert rows(tmp_path) == rows(workdir)
+    ours, plain = (jax.tree.leaves(nnx.as_pure(nnx.state(load_run(run)[0]))) for run in (tmp_path, workdir))
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_finished_run_has_nothing_left_to_do_and_goes_on_when_asked(finished):
     workdir, result = finished
     before = rows(workdir)
@@ -142,8 +157,6 @@ def test_nothing_is_read_from_the_devices_between_log_rows(tmp_path, monkeypatch
 
 
 def test_the_loop_forbids_transfers_to_the_host(tmp_path, monkeypatch):
-    import jax
-
     seen = []
     compile_step = loop.compile_step
 
