@@ -90,10 +90,8 @@ def check_types(instance: Any, prefix: str) -> None:
       EcaJaxError: names the field that has the wrong type.
     """
     for name, hint in field_types(type(instance)).items():
-        value = getattr(instance, name)
-        fitting = of_type(f"{prefix}{name}", value, hint)
-        if fitting is not value:
-            object.__setattr__(instance, name, fitting)
+        # Always: the default of a field that was not stored msgspec leaves to the class, where `to_plain` finds none.
+        object.__setattr__(instance, name, of_type(f"{prefix}{name}", getattr(instance, name), hint))
 
 
 @functools.cache

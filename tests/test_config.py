@@ -243,6 +243,19 @@ def test_fields_of_another_version_and_wrong_types_are_named():
         from_dict(values | {"epochs": "3"})
 
 
+def test_a_field_that_an_earlier_version_did_not_have_has_its_default():
+    """In what is written of the configuration too, which a continued run is compared by."""
+    values = to_dict(Config())
+    before = {
+        name: {"name": part["name"]} if name in ("model", "data", "task") else part for name, part in values.items()
+    }
+    before["optim"] = before["checkpoint"] = {}
+    config = from_dict(before)
+    assert config == Config()
+    assert to_dict(config) == values
+    assert differences(config, Config()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("task", 5), ("task", {"name": 5}), ("plugins", 5), ("plugins", [5]), ("optim", 3), ("model", {"name": []})],
