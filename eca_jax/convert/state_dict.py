@@ -18,7 +18,7 @@ from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.mobilenetv2 import MobileNetV2
 from eca_jax.models.registry import MODELS, PAPER, create_model, model_row
-from eca_jax.models.resnet import Bottleneck, ResNet
+from eca_jax.models.resnet import VARIANTS, Bottleneck
 from eca_jax.nn.norm import BatchNorm
 
 NATIVE = "eca_jax"
@@ -308,7 +308,7 @@ def _check_expressible(model: Backbone, source: str) -> None:
         reason = f"the kernel sizes {attention.options.kernel_sizes} (its ECA always takes the formula's)"
     elif source != "timm" and MODELS[architecture.name][0] not in PAPER:
         reason = f"the stem and shortcuts of {architecture.name!r}"
-    elif architecture.output_stride != 32 and not _dilates(model, source):
+    elif architecture.output_stride != 32 and not _dilates(architecture, source):
         reason = f"the output_stride {architecture.output_stride} in {architecture.name!r}"
     elif isinstance(model, MobileNetV2) and (
         architecture.small_stem or (source == "timm" and attention.kind != "none")
@@ -318,11 +318,11 @@ def _check_expressible(model: Backbone, source: str) -> None:
         raise EcaJaxError(f"{source} has no model with {reason}; write it as safetensors with our own names instead")
 
 
-def _dilates(model: Backbone, source: str) -> bool:
+def _dilates(architecture: Architecture, source: str) -> bool:
     """Whether the source's class can have dilated stages: all of timm's, of torchvision's those with bottlenecks."""
-    return source == "timm" or (
-        source == "torchvision" and isinstance(model, ResNet) and isinstance(model.layer1[0], Bottleneck)
-    )
+    variant = VARIANTS.get(MODELS[architecture.name][0])
+    bottlenecks = variant is not None and variant.block is Bottleneck
+    return source == "timm" or (source == "torchvision" and bottlenecks)
 
 
 def _follows_formula(architecture: Architecture) -> bool:

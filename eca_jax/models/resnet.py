@@ -39,7 +39,8 @@ def smooth(x: jax.Array) -> jax.Array:
 
     What timm makes of `average_pool` where its stride has become a dilation.
     """
-    return nnx.avg_pool(x, (2, 2), padding=((0, 1), (0, 1)))
+    pad: Any = ((0, 1), (0, 1))
+    return nnx.avg_pool(x, (2, 2), padding=pad)
 
 
 def average_pool(x: jax.Array) -> jax.Array:

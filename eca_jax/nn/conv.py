@@ -44,7 +44,7 @@ def convolve(
     padding: Any,
     *,
     feature_group_count: int,
-    rhs_dilation: tuple[int, int] = (1, 1),
+    rhs_dilation: Any = (1, 1),
     training: bool = True,
     **options: Any,
 ) -> jax.Array:
@@ -59,7 +59,8 @@ def convolve(
         options |= {"feature_group_count": feature_group_count, "rhs_dilation": rhs_dilation}
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
     (up, down), (left, right) = padding
-    window = Window((strides[0], strides[1]), ((up, down), (left, right)), feature_group_count, rhs_dilation)
+    dilation = (rhs_dilation[0], rhs_dilation[1])
+    window = Window((strides[0], strides[1]), ((up, down), (left, right)), feature_group_count, dilation)
     return (_by_hand if training else _by_platform)(x, kernel, window, POINTWISE if pointwise else DEPTHWISE)
 
 
