@@ -1,6 +1,7 @@
 """Every code block of the pages does what it says (tests/documentation.py has the rules)."""
 
 import sys
+import time
 import types
 
 import pytest
@@ -30,17 +31,20 @@ def test_page(page, tmp_path, kept, monkeypatch):
     module = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", module)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as in `python` and in notebooks
     before = set(sys.modules)
     context = documentation.Page(tmp_path, kept, module)
     missing = {}
     try:
         with brought_from_outside():
             for block in documentation.blocks(page):
+                started = time.process_time()
                 try:
                     absent = set(context.run(block))
                 except Exception as error:
                     error.add_note(f"the block at {block}")
                     raise
+                print(f"{block}: {time.process_time() - started:.1f} s of the processor")
                 missing |= {str(block): sorted(absent)} if absent and absent <= documentation.PACKAGES.keys() else {}
     finally:
         for name in set(sys.modules) - before:
