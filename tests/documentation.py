@@ -136,6 +136,25 @@ def blocks(page: str) -> list[Block]:
     return found
 
 
+def dead_links(page: str) -> list[str]:
+    """Links of a page to files and headings of the repository that are not there."""
+    found = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", (ROOT / page).read_text())):
+        path, _, heading = link.partition("#")
+        if "://" in link:
+            continue
+        target = (ROOT / page).parent / path if path else ROOT / page
+        if not target.exists() or (heading and heading not in _anchors(target)):
+            found.append(link)
+    return found
+
+
+def _anchors(path: pathlib.Path) -> set[str]:
+    """Of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def faults(block: Block) -> Iterator[str]:
     """What is wrong with a block before it is run."""
     for mark in block.marks.keys() - set(MARKS):

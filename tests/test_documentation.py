@@ -19,6 +19,11 @@ def test_blocks_say_what_they_are(page):
     assert fences == 2 * len(found)
 
 
+@pytest.mark.parametrize("page", documentation.PAGES)
+def test_links_lead_somewhere(page):
+    assert documentation.dead_links(page) == []
+
+
 @pytest.fixture(scope="session")
 def kept(tmp_path_factory):
     return tmp_path_factory.mktemp("documentation")
