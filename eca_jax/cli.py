@@ -294,6 +294,15 @@ def _say_preprocess(line: str) -> None:
     print(f"preprocess: {line}", file=sys.stderr)
 
 
+def _evaluated_on(args: argparse.Namespace, changes: Mapping[str, Any]) -> str:
+    """What the line with the scores says of data and images that are not those of the run or the weights."""
+    from eca_jax.data.preprocess import words
+
+    on = f", data {args.data!r}" if args.data is not None else ""
+    on += f", split {args.split!r}" if args.split is not None else ""
+    return on + "".join(f", {name} {' '.join(words(value))}" for name, value in changes.items())
+
+
 def _trained_on(images: int, of: int) -> str:
     """What the line with the scores says of images that a run was trained on."""
     if images == 0:
@@ -315,7 +324,6 @@ def _evaluate_arguments(command: Parser) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from eca_jax.convert.files import check_writable, write
-    from eca_jax.data.preprocess import words
 
     _check_weights_arguments(args)
     if args.predictions:
@@ -347,10 +355,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
         step, task, scores = evaluate_run(args.run, which=args.checkpoint, data=args.data, **common)
         what = f"{args.run}, step {step}"
-    on = f", data {args.data!r}" if args.data is not None else ""
-    on += f", split {args.split!r}" if args.split is not None else ""
-    on += "".join(f", {name} {' '.join(words(value))}" for name, value in changes.items())
-    on += _trained_on(starts[0].training_images, starts[0].images)
+    on = _evaluated_on(args, changes) + _trained_on(starts[0].training_images, starts[0].images)
     print(f"{what}{on}: {task.describe(scores)}", flush=True)
     if args.predictions:
         write(args.predictions, examples[0].to_csv())

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from eca_jax.data.image_files import expect_file
+from eca_jax.data.image_files import check_image_file
 from eca_jax.data.records import Source, digest_of_files, path_in_name
 from eca_jax.data.splits import HELD_OUT, check_split, held_out, select, split_names
 from eca_jax.errors import EcaJaxError, printable
@@ -25,6 +25,8 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".w
 """torchvision's, and GIF."""
 LIKE_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 """A folder of this name that has images in its folders alone is not taken for a class."""
+
+
 NO_FILE = "no regular file"
 """A pipe, a socket, a device, or a link to nothing or to itself, with an image's ending.
 
@@ -131,7 +133,9 @@ def find_images(paths: Sequence[str]) -> list[str]:
     Raises:
       EcaJaxError: names a file that is not there or is none, or a directory in which there are no images.
     """
-    return [file for path in paths for file in (_images_below(path) if os.path.isdir(path) else [expect_file(path)])]
+    return [
+        file for path in paths for file in (_images_below(path) if os.path.isdir(path) else [check_image_file(path)])
+    ]
 
 
 def _images_below(directory: str) -> list[str]:

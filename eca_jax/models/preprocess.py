@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from eca_jax.data.image_files import read_image
+from eca_jax.data.image_files import check_image_file, read_image_file
 from eca_jax.data.preprocess import PreprocessConfig, as_rgb, decode, eval_pixels, normalise
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Backbone
@@ -30,10 +30,13 @@ def preprocess(image: Picture | Sequence[Picture], model: Backbone) -> jax.Array
       model: of `create_model`, `load_pretrained` or `load_run`.
 
     Raises:
-      EcaJaxError: there is no such file or it is no image, the array has another type or shape, the list is empty.
+      EcaJaxError: there is no such file or it is no image, the array has another type or shape, the list is empty, or
+        the model takes images of other channels than RGB.
     """
     if not isinstance(model, Backbone):
         raise EcaJaxError(f"model: expected one of eca_jax.create_model, got {type(model).__name__}")
+    if model.in_channels != 3:
+        raise EcaJaxError(f"model: expected one that takes RGB, got one for images of {model.in_channels} channels")
     images = image if isinstance(image, list | tuple) else [image]
     if not images:
         raise EcaJaxError("image: expected an image or a list of them, got an empty one")
@@ -44,7 +47,8 @@ def preprocess(image: Picture | Sequence[Picture], model: Backbone) -> jax.Array
 def _pixels(image: Any, config: PreprocessConfig) -> np.ndarray:
     """uint8 (size, size, 3)."""
     if isinstance(image, str | os.PathLike):
-        return read_image(image, lambda data: eval_pixels(decode(data), config))
+        file = check_image_file(os.fspath(image))
+        return read_image_file(file, lambda data: eval_pixels(decode(data), config))
     if isinstance(image, bytes | bytearray | memoryview):
         return _made(f"these {len(image)} bytes", lambda: eval_pixels(decode(bytes(image)), config))
     if isinstance(image, Image.Image):

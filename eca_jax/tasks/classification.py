@@ -200,7 +200,7 @@ class Classification(Task):
             row = {
                 "label": ";".join(class_names[c] for c in right),
                 "prediction": class_names[outputs["prediction"][i]],
-                "probability": f"{outputs['probability'][i]:.6f}",
+                "probability": str(outputs["probability"][i]),
                 "rank": str(outputs["rank"][i] or ""),
             }
             yield row if mask[i] else dict.fromkeys(row, "")

@@ -116,7 +116,7 @@ class MultiLabel(Task):
             row = {
                 "label": ";".join(class_names[c] for c in np.flatnonzero(label)),
                 "prediction": ";".join(class_names[c] for c in found),
-                "probability": ";".join(f"{probability[c]:.6f}" for c in found),
+                "probability": ";".join(str(probability[c]) for c in found),
             }
             yield row if counts else dict.fromkeys(row, "")
 

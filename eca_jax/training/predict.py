@@ -13,7 +13,7 @@ from flax import nnx
 
 from eca_jax.compiler_options import compiler_options
 from eca_jax.data.config import DataConfig
-from eca_jax.data.image_files import read_image
+from eca_jax.data.image_files import read_image_file
 from eca_jax.errors import EcaJaxError
 from eca_jax.memory import SMALLER, Fitting, expect_room, host_room, names_lack_of_memory
 from eca_jax.models.base import Backbone
@@ -116,7 +116,7 @@ def _readable(
 def _decoded(file: str, task: Task) -> Example | EcaJaxError:
     """What the task makes of a file, or what is wrong with it."""
     try:
-        return read_image(file, task.predict_example)
+        return read_image_file(file, task.predict_example)
     except EcaJaxError as error:
         return error
 

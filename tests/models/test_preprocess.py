@@ -73,7 +73,7 @@ def test_what_is_no_image_is_answered_in_a_line(model, image, tmp_path):
     arrays = "image: expected a uint8 array (h, w, 3), got "
     for form, message in (
         (tmp_path / "no.jpg", f"there is no file {tmp_path}/no.jpg"),
-        (tmp_path, f"{tmp_path} is a directory; give image files, such as {tmp_path}/*.jpg"),
+        (tmp_path, f"{tmp_path} is a directory; give an image file"),
         (tmp_path / "pipe.jpg", f"{tmp_path}/pipe.jpg is no regular file but a pipe, a socket or a device; give an"),
         (str(tmp_path / "text.jpg"), f"cannot read {tmp_path}/text.jpg as an image: no known image format"),
         (tmp_path / "cut.png", f"cannot read {tmp_path}/cut.png as an image: "),
@@ -99,3 +99,6 @@ def test_what_is_no_image_is_answered_in_a_line(model, image, tmp_path):
         refusal(eca_jax.preprocess, array, CONFIG)
         == "model: expected one of eca_jax.create_model, got PreprocessConfig"
     )
+    grey_model = nnx.eval_shape(lambda: eca_jax.create_model("resnet18", in_channels=1, rngs=nnx.Rngs(0)))
+    message = refusal(eca_jax.preprocess, array, grey_model)
+    assert message == "model: expected one that takes RGB, got one for images of 1 channels"
