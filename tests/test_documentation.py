@@ -37,6 +37,7 @@ def test_page(page, tmp_path, kept, monkeypatch):
     monkeypatch.setitem(sys.modules, "__main__", module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)  # as in `python` and in notebooks
+    monkeypatch.delitem(sys.modules, "tests.tiny_plugin", raising=False)  # which registers when it is imported
     before = set(sys.modules)
     context = documentation.Page(tmp_path, kept, module)
     missing = {}
