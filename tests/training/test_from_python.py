@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import pathlib
+import re
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from eca_jax.tasks import Classification, MultiLabel
 from eca_jax.training.evaluate import evaluate_run, evaluate_weights
 from eca_jax.training.loop import train
 from eca_jax.training.start import open_sources
+from tests.commands import ROOT
 from tests.tiny import brought_from_outside, register
 
 CONFIG = Config(
@@ -235,3 +239,34 @@ def test_what_a_writer_raises_ends_the_run(tmp_path):
     ):
         writer.evaluation(2, 1.0, scores)
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] is None
+
+
+class WandbRun:
+    """Of Weights & Biases, what the page uses: a run's `log`, with its arguments and its rule for steps."""
+
+    def __init__(self, project: str, id: str, resume: str, config: dict):
+        self.config, self.rows = config, []
+
+    def __enter__(self) -> "WandbRun":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.rows = tuple(self.rows)
+
+    def log(self, data: dict[str, float], step: int | None = None, commit: bool | None = None) -> None:
+        assert step is not None
+        assert not self.rows or step >= self.rows[-1][0]
+        self.rows.append((step, data))
+
+
+def test_the_block_of_weights_and_biases(data, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "python.md").read_text()
+    block = next(text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "wandb.init" in text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=WandbRun))
+    names = {"config": configure(tmp_path), "few": data, "train": train, "dataclasses": dataclasses}
+    exec(block, names)
+    assert [step for step, _ in names["run"].rows] == [1, 2, 2, 3, 4, 4]
+    assert names["run"].rows[1][1].keys() >= {"train/loss", "train/lr", "train/images_per_second"}
+    assert names["run"].rows[-1][1].keys() >= {"eval/top1", "eval/loss"}
+    assert names["run"].config["batch_size"] == 64
