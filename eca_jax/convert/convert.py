@@ -123,7 +123,7 @@ def _form(target: pathlib.Path, to: str | None, forms: Sequence[str], option: st
     suffix = target.suffix
     if to is None:
         to = "safetensors" if suffix in SAFETENSORS else "orbax" if not suffix and "orbax" in forms else None
-    if to not in forms:
+    if to is None or to not in forms:
         said = f"{target} does not say whose names it is to have" if to is None else f"unknown {to!r}"
         raise EcaJaxError(f"{option}: {said}; expected one of {', '.join(forms)}")
     if to == "safetensors" and suffix not in SAFETENSORS:

@@ -198,7 +198,7 @@ class Classification(Task):
         for i in range(len(mask)):
             right = np.flatnonzero(label[i]) if label.ndim == 2 else [label[i]]
             row = {
-                "label": ";".join(class_names[c] for c in right),
+                "label": ";".join(class_names[int(c)] for c in right),
                 "prediction": class_names[outputs["prediction"][i]],
                 "probability": str(outputs["probability"][i]),
                 "rank": str(outputs["rank"][i] or ""),

@@ -102,7 +102,8 @@ class MultiLabel(Task):
         logits, label = outputs["logits"][mask], outputs["label"][mask]
         values, present = np.full(num_classes, np.nan), label.any(0)
         if np.isfinite(logits).all():
-            values[present] = average_precision_score(label[:, present], logits[:, present], average=None)
+            for c in np.flatnonzero(present):
+                values[c] = average_precision_score(label[:, c], logits[:, c])
         return PerClass("AP", label.sum(0), values)
 
     def predictions(self, outputs: Any, class_names: Sequence[str]) -> Iterator[dict[str, str]]:
@@ -114,8 +115,8 @@ class MultiLabel(Task):
         ):
             found = np.flatnonzero(probability >= self.threshold)
             row = {
-                "label": ";".join(class_names[c] for c in np.flatnonzero(label)),
-                "prediction": ";".join(class_names[c] for c in found),
+                "label": ";".join(class_names[int(c)] for c in np.flatnonzero(label)),
+                "prediction": ";".join(class_names[int(c)] for c in found),
                 "probability": ";".join(str(probability[c]) for c in found),
             }
             yield row if counts else dict.fromkeys(row, "")
