@@ -103,7 +103,8 @@ def test_weights_that_cannot_work_are_refused(fields, message):
         Classification(**fields)
 
 
-def test_weights_are_one_for_each_class(rng, tmp_path, capsys, data_dir):
+def test_weights_are_one_for_each_class(rng, tmp_path, capsys, data_dir, monkeypatch):
+    monkeypatch.setattr("eca_jax.sharding.initialize_cluster", lambda config: None)  # JAX has started in this process
     task, digits = Classification(PREPROCESS, class_weights=(1, 2, 0.5)), open_source("digits", "test")
     message = r"class_weights: expected one for each of the 10 classes \(0, 1, 2, 3, 4, 5, 6, 7, 8, 9\), got 3"
     with pytest.raises(EcaJaxError, match=message):
