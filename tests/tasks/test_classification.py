@@ -19,8 +19,6 @@ from eca_jax.runs.state import Network, TrainState, split
 from eca_jax.sharding import batch_sharding, make_mesh
 from eca_jax.tasks import Classification
 from eca_jax.training.step import make_gradients
-from tests.commands import TINY
-from tests.tiny import brought_from_outside
 
 PREPROCESS = PreprocessConfig(image_size=8, eval_resize=8, augment="pad_and_crop", pad=1, flip=False)
 WEIGHTS = (1.0, 2.0, 0.5, 0.0, 30.0)
@@ -111,9 +109,7 @@ def test_weights_are_one_for_each_class(rng, tmp_path, capsys, data_dir, monkeyp
         task.check_data(digits, digits)
     with pytest.raises(EcaJaxError, match=message):  # where no data set is opened: eca-jax precompile
         task.loss(Linear(rng.normal(size=(3, 10))), batch_of(rng, 8), jax.random.key(0), jnp.float32)
-    with brought_from_outside():
-        args = [*TINY, "--workdir", str(tmp_path / "run"), "--class-weights", "1", "2", "0.5"]
-        assert cli.train_main(args) == 2
+    assert cli.train_main(["--workdir", str(tmp_path / "run"), "--class-weights", "1", "2", "0.5"]) == 2
     assert "error: class_weights: expected one for each of the 10 classes" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
