@@ -72,10 +72,7 @@ class Source:
     def path(self, index: int) -> str:
         """The file of a record, relative to the data set's directory where it lies in it; '' where it has none."""
         files, root = (getattr(self.records, name, None) for name in ("files", "root"))
-        if files is None:
-            return ""
-        file = files[index]
-        return (file.relative_to(root) if root is not None and file.is_relative_to(root) else file).as_posix()
+        return "" if files is None else _below(root, files[index])
 
 
 def digest(lines: Iterable[str]) -> str:
@@ -89,7 +86,12 @@ def digest(lines: Iterable[str]) -> str:
 def digest_of_files(root: pathlib.Path, files: Sequence[pathlib.Path], labels: Sequence[Label]) -> str:
     """`digest` of the paths of files below `root`, their sizes and labels."""
     lines = zip(files, labels, strict=True)
-    return digest(f"{file.relative_to(root).as_posix()} {file.stat().st_size} {label}" for file, label in lines)
+    return digest(f"{_below(root, file)} {file.stat().st_size} {label}" for file, label in lines)
+
+
+def _below(root: pathlib.Path | None, file: pathlib.Path) -> str:
+    """The path of a file from `root` on, or the whole of it: a table may name files that lie elsewhere."""
+    return (file.relative_to(root) if root is not None and file.is_relative_to(root) else file).as_posix()
 
 
 def path_in_name(name: str) -> pathlib.Path:

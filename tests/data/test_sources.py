@@ -380,6 +380,22 @@ def test_what_is_wrong_with_a_table_is_named_with_its_line(tmp_path, table, mess
     assert message.format(here=tmp_path) in refusal(open_source, f"csv:{tmp_path / 't.csv'}", "train")
 
 
+def test_a_table_may_name_images_that_lie_elsewhere(tmp_path):
+    for folder in ("tables", "images"):
+        (tmp_path / folder).mkdir()
+    for i in range(2):
+        (tmp_path / "images" / f"{i}.png").write_bytes(png(np.full((2, 2), i)))
+    table = tmp_path / "tables" / "train.csv"
+    for start in (tmp_path / "images", pathlib.Path("../images")):
+        table.write_text(f"path,label\n{start}/0.png,a\n{start}/1.png,b\n")
+        source = open_source(f"csv:{table}", "train")
+        assert sorted(source.path(i) for i in range(2)) == [f"{start}/0.png", f"{start}/1.png"]
+        before = source.fingerprint()
+        (tmp_path / "images" / "1.png").write_bytes(png(np.full((3, 2), 1)))
+        assert source.fingerprint() != before
+        (tmp_path / "images" / "1.png").write_bytes(png(np.full((2, 2), 1)))
+
+
 def test_a_table_is_a_regular_file(tmp_path, monkeypatch):
     assert "/dev/null is no regular file; expected a table" in refusal(open_source, "csv:/dev/null", "train")
     (tmp_path / "t.csv").write_bytes(b"")
