@@ -117,8 +117,8 @@ def evaluate_run(
 ) -> tuple[int, Task, dict[str, float]]:
     """Scores a checkpoint of a run on the held-out split of its configuration, or on other data: (step, task, scores).
 
-    `data` is the name of a data set, or examples in Python, as `train` takes them (`Rows`), whose labels are numbers of
-    the run's classes; of a run whose data came from Python one of the two has to be given.
+    `data` is the name of a data set, or examples in Python, as `train` takes them (`Rows`), with the numbers of
+    the run's classes. A run whose data came from Python has no data of its own, so `data` has to be given.
 
     The batches are as large as in training, rounded up to what the devices here can share. `keys` choose among several
     features of a TFDS data set, as in `open_source`. `preprocess` has the fields that are not to be the run's
@@ -164,7 +164,7 @@ def _open(
     keys: tuple[str | None, str | None],
     class_names: tuple[str, ...],
 ) -> Source:
-    """A data set by its name; or what is given in Python, whose labels are numbers of the classes."""
+    """A data set by its name; or what is given in Python, with the numbers of the classes."""
     if isinstance(data, str):
         return open_source(data, split, data_dir, keys)
     return python_source(data, split or "held_out", class_names, keys)

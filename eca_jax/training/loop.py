@@ -78,10 +78,10 @@ def train(
     Args:
       config: the run.
       train: the training examples, instead of those that `config.data` names: anything with a length that gives
-        (image, label) by number, as `Rows` describes it. The run notes that its data came from Python. It is continued
-        only with as many examples of the same classes, of which 256, evenly spaced, are the same images and labels.
+        examples by number, as `Rows` describes it. The run notes that its data came from Python. It is continued only
+        with as many examples of the same classes, of which 256, evenly spaced, are the same.
       held_out: the examples to evaluate on; together with `train`.
-      class_names: of `train` and `held_out`; None reads all training labels, and calls the classes '0', '1', ...
+      class_names: of `train` and `held_out`; None reads all of `train`, and calls the classes '0', '1', ...
       transform: a function of (image, rng) -> image, both uint8 (h, w, 3), that each training image passes through
         before the crop, flip and other augmentations of the configuration. The run is continued only with one of the
         same name.
