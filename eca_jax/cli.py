@@ -242,9 +242,13 @@ def _add_config_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default=DEFAULT_CONFIG, help=about)
 
 
+def _add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", help="of the run: latest (default), best, or the number of a step")
+
+
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", help=f"the workdir of a training run (default: {DEFAULT_RUN})")
-    parser.add_argument("--checkpoint", help="of the run: latest (default), best, or the number of a step")
+    _add_checkpoint_argument(parser)
 
 
 def _add_key_arguments(parser: argparse.ArgumentParser) -> None:
@@ -513,6 +517,7 @@ def _add_head_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _convert_arguments(command: Parser) -> None:
     command.add_argument("source", metavar="SRC", help="a weight file, the workdir of a run, or a name on the hub")
+    _add_checkpoint_argument(command)
     command.add_argument(
         "target",
         metavar="DST",
@@ -533,12 +538,14 @@ def _convert(args: argparse.Namespace) -> int:
 
     config = load_config(args.config) if args.config else None
     _start_jax()
-    print(convert(args.source, args.target, args.to, config=config, num_classes=args.num_classes, skip=args.skip))
+    chosen = {"num_classes": args.num_classes, "skip": args.skip, "checkpoint": args.checkpoint}
+    print(convert(args.source, args.target, args.to, config=config, **chosen))
     return EXIT_OK
 
 
 def _export_arguments(command: Parser) -> None:
     command.add_argument("source", metavar="SRC", help="a weight file, the workdir of a run, or a name on the hub")
+    _add_checkpoint_argument(command)
     command.add_argument("target", metavar="DST", help="a .stablehlo or .onnx file (replaced if it is there)")
     command.add_argument("--image-size", type=_positive, help="default: what the weights were trained for")
     command.add_argument(
@@ -551,7 +558,7 @@ def _export(args: argparse.Namespace) -> int:
     from eca_jax.export import export_onnx, export_stablehlo
 
     _start_jax()
-    loaded = load(args.source)  # in float32
+    loaded = load(args.source, checkpoint=args.checkpoint)  # in float32
     model, about = loaded.model, own_metadata(loaded.model, loaded.class_names, loaded.task)
     size = args.image_size or model.preprocess.image_size
     if args.target.endswith(".stablehlo"):

@@ -93,7 +93,8 @@ class Config(TypedFields):
         if group is not None and self.batch_size % group:
             raise EcaJaxError(
                 f"batch_size {self.batch_size} is not a multiple of model.batch_norm_group {group}: "
-                f"use {max(self.batch_size // group, 1) * group}"
+                f"use {max(self.batch_size // group, 1) * group}, or another --model.batch-norm-group (None: the whole "
+                "batch)"
             )
         if self.batch_size % (unit := (group or 1) * self.optim.accumulate):
             raise EcaJaxError(

@@ -52,6 +52,7 @@ def convert(
     config: Config | None = None,
     num_classes: int | None = None,
     skip: Sequence[str] = (),
+    checkpoint: str | int | None = None,
 ) -> str:
     """Writes `source` in another form; returns a line that says what it was and what was written.
 
@@ -64,6 +65,7 @@ def convert(
         None is one of the last two where the target says which.
       config: of the run that 'orbax' writes.
       num_classes, skip: as in `load_pretrained`.
+      checkpoint: of a run: 'latest' (None too), 'best' or a step.
     """
     target = pathlib.Path(target)
     to = _form(target, to, TARGETS, "--to")
@@ -71,7 +73,7 @@ def convert(
         raise EcaJaxError(f"--config: is of the run that --to orbax writes, and {target} is to be none; leave it out")
     if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
         raise EcaJaxError(f"{target} is what is to be converted; give another name")
-    loaded = load(source, num_classes=num_classes, skip=skip)
+    loaded = load(source, num_classes=num_classes, skip=skip, checkpoint=checkpoint)
     line = _write_run(loaded, target, config) if to == "orbax" else _write_model(loaded, target, to)
     return line + (f"; {', '.join(skip)} of it starts anew, untrained" if skip else "")
 

@@ -174,11 +174,16 @@ def _same_arrays(model: Backbone, architecture: Architecture, skip: Sequence[str
     return not skip and model.architecture.in_channels == architecture.in_channels
 
 
-def load(source: str | os.PathLike, *, skip: Sequence[str] = (), **wanted) -> Loaded:
-    """`load_pretrained`, with the state of the training where there is one and every array is as it was trained."""
+def load(
+    source: str | os.PathLike, *, skip: Sequence[str] = (), checkpoint: str | int | None = None, **wanted
+) -> Loaded:
+    """`load_pretrained`, with the state of the training where there is one and every array is as it was trained.
+
+    `checkpoint` is of a run: 'latest' (None too), 'best' or a step.
+    """
     path = locate(source)
     if path.is_dir():
-        run = read_run(path)
+        run = read_run(path, checkpoint or "latest")
         architecture = run.model.architecture
         wanted = undecided(architecture, wanted)
         tensors = to_state_dict(run.model, NATIVE)
@@ -188,6 +193,8 @@ def load(source: str | os.PathLike, *, skip: Sequence[str] = (), **wanted) -> Lo
         names = run.class_names if model.architecture.num_classes == len(run.class_names) and not skip else None
         momentum = run.momentum if _same_arrays(model, architecture, skip) else None
         return Loaded(model, NATIVE, momentum, epoch, run, run.config.task, names)
+    if checkpoint:
+        raise EcaJaxError(f"--checkpoint: {checkpoint} is one of a run's, and {source} is a weight file; leave it out")
     file = read_weights(path)
     origin, architecture = identify(file)
     timm = None if file.metadata else read_config(path.parent)

@@ -108,7 +108,8 @@ class PreprocessConfig(TypedFields, at="preprocess"):
             )
         if not 0 < self.image_size <= self.eval_resize:
             raise EcaJaxError(
-                f"preprocess: expected 0 < image_size <= eval_resize, got {self.image_size} and {self.eval_resize}"
+                f"preprocess: expected 0 < image_size <= eval_resize, got {self.image_size} and {self.eval_resize}; "
+                "set both: eval_resize is usually 8/7 of image_size"
             )
         if self.train_size < 1:
             raise EcaJaxError(f"preprocess.train_image_size: expected 1 or more, got {self.train_image_size}")

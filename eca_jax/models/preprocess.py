@@ -15,7 +15,7 @@ from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Backbone
 
 Picture = str | os.PathLike | bytes | np.ndarray | jax.Array | Image.Image
-"""A path; the content of an image file; uint8 (h, w, 3), RGB; or an image that Pillow has opened."""
+"""A path; the content of an image file; uint8 (h, w, 3), RGB, or grey (h, w) or (h, w, 1); or an image of Pillow."""
 
 
 def preprocess(image: Picture | Sequence[Picture], model: Backbone) -> jax.Array:
@@ -26,7 +26,8 @@ def preprocess(image: Picture | Sequence[Picture], model: Backbone) -> jax.Array
     `mean`, divided by `std`. EXIF's rotation and transparency are ignored, as `eca_jax.data.preprocess.decode` says.
 
     Args:
-      image: a path; the bytes of an image file; a uint8 array (h, w, 3), RGB; an image of Pillow; or a list of those.
+      image: a path; the bytes of an image file; a uint8 array (h, w, 3), RGB, or grey (h, w) or (h, w, 1);
+        an image of Pillow; or a list of those.
       model: of `create_model`, `load_pretrained` or `load_run`.
 
     Raises:
@@ -58,7 +59,7 @@ def _pixels(image: Any, config: PreprocessConfig) -> np.ndarray:
             "image: expected a path, the bytes of an image file, a uint8 array (h, w, 3), an image of Pillow or a list "
             f"of those, got {type(image).__name__}"
         )
-    return eval_pixels(Image.fromarray(_checked(np.asarray(image))), config)
+    return eval_pixels(as_rgb(Image.fromarray(_checked(np.asarray(image)))), config)
 
 
 def _made(what: str, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -71,20 +72,18 @@ def _made(what: str, make: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
-    """Refuses what is not RGB in uint8, and says how to make it so."""
+    """uint8 (h, w, 3) or (h, w); what is neither is refused, with a line that says how to make it so."""
     advice = None
     if image.dtype != np.uint8:
         advice = "pixels are whole numbers from 0 to 255; of floats from 0 to 1: (255 * x).round().astype('uint8')"
     elif image.ndim == 4:
         advice = "of a batch, give a list of its images: list(x)"
-    elif image.ndim == 2:
-        advice = "a grey image is three equal channels: x[..., None].repeat(3, axis=2)"
     elif image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
         advice = "channels come last: x.transpose(1, 2, 0)"
     elif image.ndim == 3 and image.shape[2] == 4:
         advice = "leave out the transparency: x[..., :3]"
-    elif image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        advice = "images are RGB, channels last"
+    elif image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)) or not image.size:
+        advice = "images are RGB or grey, channels last"
     if advice:
         raise EcaJaxError(f"image: expected a uint8 array (h, w, 3), got {image.dtype} {image.shape}: {advice}")
-    return image
+    return image[..., 0] if image.shape[2:] == (1,) else image

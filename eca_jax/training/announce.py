@@ -8,6 +8,9 @@ from eca_jax.optim import total_steps
 from eca_jax.runs.state import StatePlan
 from eca_jax.training.warmup import describe_warmup
 
+SMALL_CROP = 0.7
+"""Published procedures evaluate 0.82 of the short side or more."""
+
 
 def describe_start(
     config: Config, plan: StatePlan, description: dict, held_out: Source, *, step: int | None
@@ -31,9 +34,22 @@ def describe_start(
         f"devices: {_devices(config)}",
         f"steps: {total:,} in {config.epochs:,} epochs",
         f"workdir: {config.workdir}",
+        *_describe_crop(config),
         *describe_warmup(config, description),
     ]
     return lines + ([f"continuing {config.workdir} at step {step} of {total}"] if step is not None else [])
+
+
+def _describe_crop(config: Config) -> list[str]:
+    """A note where an evaluation would see a small part of each image only: its two sizes go together."""
+    preprocess = config.task.preprocess
+    share = preprocess.image_size / preprocess.eval_resize
+    if share > SMALL_CROP:
+        return []
+    return [
+        f"note: evaluations see the middle {share:.0%} of an image's short side, preprocess.image_size "
+        f"{preprocess.image_size} of preprocess.eval_resize {preprocess.eval_resize}; for more set both"
+    ]
 
 
 def _devices(config: Config) -> str:

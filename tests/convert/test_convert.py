@@ -218,6 +218,19 @@ def test_a_run_is_loaded_converted_exported_and_used(run, tmp_path, capsys):
     assert "ends in .stablehlo or .onnx" in capsys.readouterr().err
 
 
+def test_the_checkpoint_of_a_run_is_chosen(run, tmp_path, capsys):
+    from eca_jax.training import load_run
+
+    file = tmp_path / "best.safetensors"
+    assert cli.main(["convert", run.workdir, str(file), "--checkpoint", "best"]) == 0
+    assert equal(eca_jax.load_pretrained(file), load_run(run.workdir, "best")[0])
+    for command in (["convert", run.workdir, str(file)], ["export", run.workdir, str(tmp_path / "m.onnx")]):
+        assert cli.main([*command, "--checkpoint", "12345"]) == 2
+        assert "12345" in capsys.readouterr().err
+    assert cli.main(["export", str(file), str(tmp_path / "m.onnx"), "--checkpoint", "best"]) == 2
+    assert f"--checkpoint: best is one of a run's, and {file} is a weight file" in capsys.readouterr().err
+
+
 def test_a_run_of_weights_from_elsewhere(run, tmp_path, capsys):
     from eca_jax.training import train
 

@@ -55,6 +55,12 @@ def test_every_form_of_an_image_gives_the_pixels_that_predict_sees(model, image,
     np.testing.assert_allclose(batch[-1, 0, 0], -np.float32(CONFIG.mean) / np.float32(CONFIG.std), rtol=1e-6)
 
 
+def test_a_grey_array_is_the_grey_image(model, image):
+    grey = np.asarray(image.convert("L"))
+    for form in (grey, grey[..., None]):
+        np.testing.assert_array_equal(eca_jax.preprocess(form, model), eca_jax.preprocess(image.convert("L"), model))
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1"])
 def test_an_image_of_pillow_is_treated_as_its_file_is(model, image, mode, tmp_path):
     path = tmp_path / f"image.{'tiff' if mode == 'CMYK' else 'png'}"
@@ -83,10 +89,9 @@ def test_what_is_no_image_is_answered_in_a_line(model, image, tmp_path):
         (array / 255, f"{arrays}float64 (4, 4, 3): pixels are whole numbers from 0 to 255; of floats from 0 to 1: "),
         (array.astype(int), f"{arrays}int64 (4, 4, 3): pixels are whole numbers "),
         (array[None], f"{arrays}uint8 (1, 4, 4, 3): of a batch, give a list of its images"),
-        (array[..., 0], f"{arrays}uint8 (4, 4): a grey image is three equal channels"),
         (array.repeat(2, 2)[..., :4], f"{arrays}uint8 (4, 4, 4): leave out the transparency"),
         (array.transpose(2, 0, 1), f"{arrays}uint8 (3, 4, 4): channels come last"),
-        (array[:0], f"{arrays}uint8 (0, 4, 3): images are RGB, channels last"),
+        (array[:0], f"{arrays}uint8 (0, 4, 3): images are RGB or grey, channels last"),
         (
             7,
             "image: expected a path, the bytes of an image file, a uint8 array (h, w, 3), an image of Pillow or a list",

@@ -12,6 +12,7 @@ from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.errors import EcaJaxError
 from eca_jax.runs.checkpoint import Checkpoints
 from eca_jax.tasks import Classification
+from eca_jax.training.announce import _describe_crop
 from eca_jax.training.loop import train
 from eca_jax.training.start import check_pretrained
 from tests.tiny import brought_from_outside, register
@@ -65,6 +66,16 @@ def test_a_run_says_what_it_is_before_its_first_row(short):
         "compiling the training step",
     ]
     assert said.splitlines()[7].startswith("step 5/10, ")
+
+
+def test_an_evaluation_of_the_middle_of_each_image_alone_is_noted():
+    config = configure("run", 0, 1)
+    assert _describe_crop(config) == []
+    preprocess = dataclasses.replace(config.task.preprocess, image_size=64, eval_resize=235)
+    (line,) = _describe_crop(dataclasses.replace(config, task=dataclasses.replace(config.task, preprocess=preprocess)))
+    assert line.startswith(
+        "note: evaluations see the middle 27% of an image's short side, preprocess.image_size 64 of "
+    )
 
 
 def test_a_warm_up_that_does_not_fit_is_shortened_and_kept(short, tmp_path, capsys):
