@@ -305,7 +305,10 @@ def _check_expressible(model: Backbone, source: str) -> None:
     elif attention.kind == "se" and not attention.options.bias:
         reason = "SE without biases"
     elif source == "timm" and attention.kind == "eca" and not _follows_formula(architecture):
-        reason = f"the kernel sizes {attention.options.kernel_sizes} (its ECA always takes the formula's)"
+        reason = (
+            f"the kernel sizes {attention.options.kernel_sizes} (its ECA always has the formula's: train with "
+            "--model.attention.kernel-sizes adaptive)"
+        )
     elif source != "timm" and MODELS[architecture.name][0] not in PAPER:
         reason = f"the stem and shortcuts of {architecture.name!r}"
     elif architecture.output_stride != 32 and not _dilates(architecture, source):
