@@ -7,6 +7,7 @@ from flax import nnx
 
 from eca_jax import compiler_options as module
 from eca_jax.compiler_options import compiler_options
+from eca_jax.models.base import Spacing
 from eca_jax.models.mobilenetv2 import InvertedResidual
 from eca_jax.models.resnet import Bottleneck
 from eca_jax.nn import BatchNorm
@@ -18,9 +19,11 @@ from eca_jax.nn.bricks import Bricks
 @pytest.mark.parametrize("kind", [Bottleneck, InvertedResidual])
 def test_blocks_say_the_same_with_them(kind, training):
     bricks = Bricks(AttentionConfig("eca"), nnx.Rngs(0))
-    block = (
-        kind(64, 16, 1, Place(), False, 0.0, bricks) if kind is Bottleneck else kind(64, 64, 1, 6, Place(), 0.0, bricks)
-    )
+    place, spacing = Place(), Spacing()
+    if kind is Bottleneck:
+        block = Bottleneck(64, 16, spacing, place, False, 0.0, bricks)
+    else:
+        block = InvertedResidual(64, 64, spacing, 6, place, 0.0, bricks)
     block.train() if training else block.eval()
     rng = np.random.default_rng(0)
     for _, norm in nnx.iter_modules(block):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from eca_jax.models.base import Spacing
 from eca_jax.models.mobilenetv2 import InvertedResidual
 from eca_jax.models.resnet import BasicBlock, Bottleneck
 from eca_jax.nn.attention import AttentionConfig, Place
@@ -24,11 +25,11 @@ ATTENTIONS = {
 }
 PLACE = Place(released=3)
 BLOCKS = {
-    "bottleneck": lambda c, stride, bricks: Bottleneck(c, c // 4, stride, PLACE, False, 0.0, bricks),
-    "bottleneck_shortcut": lambda c, stride, bricks: Bottleneck(c, 4, stride, PLACE, True, 0.0, bricks),
-    "basic": lambda c, stride, bricks: BasicBlock(c, 12, stride, PLACE, False, 0.0, bricks),
-    "inverted": lambda c, stride, bricks: InvertedResidual(c, c, 1, 2, PLACE, 0.0, bricks),
-    "inverted_no_shortcut": lambda c, stride, bricks: InvertedResidual(c, 12, stride, 2, PLACE, 0.0, bricks),
+    "bottleneck": lambda c, stride, bricks: Bottleneck(c, c // 4, Spacing(stride), PLACE, False, 0.0, bricks),
+    "bottleneck_shortcut": lambda c, stride, bricks: Bottleneck(c, 4, Spacing(stride), PLACE, True, 0.0, bricks),
+    "basic": lambda c, stride, bricks: BasicBlock(c, 12, Spacing(stride), PLACE, False, 0.0, bricks),
+    "inverted": lambda c, stride, bricks: InvertedResidual(c, c, Spacing(1), 2, PLACE, 0.0, bricks),
+    "inverted_no_shortcut": lambda c, stride, bricks: InvertedResidual(c, 12, Spacing(stride), 2, PLACE, 0.0, bricks),
 }
 
 
@@ -130,7 +131,7 @@ def test_nothing_flows_back_through_a_pixel_that_relu_made_zero():
 
 def _block(attention: str, dtype=jnp.float32) -> Bottleneck:
     bricks = Bricks(AttentionConfig(attention), nnx.Rngs(0), dtype=dtype)
-    return Bottleneck(64, 16, 1, PLACE, False, 0.0, bricks)
+    return Bottleneck(64, 16, Spacing(1), PLACE, False, 0.0, bricks)
 
 
 def _sums_over_outputs(block: nnx.Module) -> int:
