@@ -1,8 +1,10 @@
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -57,6 +59,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_sessionfinish() -> None:
     if not WORKER:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture
+def hang_up() -> Iterator[None]:
+    """SIGHUP is not ignored, as it is where the tests are started with nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ class Left:
 
 
 @pytest.fixture
-def left(monkeypatch) -> Left:
+def left(monkeypatch, hang_up) -> Left:
     left = Left()
     monkeypatch.setattr(cli, "_leave", left)
     monkeypatch.setattr("eca_jax.training.signals.SECONDS_TO_END", 0.2)

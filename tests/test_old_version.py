@@ -67,6 +67,7 @@ def assert_old_logits(model) -> None:
     np.testing.assert_allclose(logits_of(model, images), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
+@pytest.mark.system
 def test_a_run_goes_on_by_the_same_command_and_ends_as_the_old_code_ended_it(old_run, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # compiled as it was then, with LLVM's optimisations
     result = run("train.py", "--workdir", str(old_run), *EXPECTED["args"])

@@ -13,6 +13,9 @@ from tests.commands import TINY, assert_same_run, start, train
 ARGS = ["--epochs", "4", "--checkpoint.every-steps", "3", "--log-every", "4"]
 
 
+pytestmark = pytest.mark.system
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, data_dir):
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
@@ -40,7 +43,6 @@ def reached(workdir) -> int:
     return max([0, *logged, *saved])
 
 
-@pytest.mark.system
 def test_sigkill(tmp_path, uninterrupted):
     seed = random.randrange(10**6)
     steps = sorted(random.Random(seed).sample(range(1, 20), 2))

@@ -215,6 +215,7 @@ def test_the_last_good_checkpoint_is_named_and_kept(tmp_path):
         train(configure(tmp_path, epochs=2, optim=dataclasses.replace(CONSTANT, max_skipped=0)))
 
 
+@pytest.mark.usefixtures("hang_up")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_the_run_goes_on(tmp_path, monkeypatch, number):
     advance = Writer.advance
