@@ -56,8 +56,8 @@ def reading(self, step, *args):
         raise checkpoint.DamagedCheckpoint("cannot read it here")
     return read_state(self, step, *args)
 
-def recording(config):
-    result = train(config)
+def recording(config, **others):
+    result = train(config, **others)
     found = [result.step, result.evaluation, jax.device_count(), jax.process_count()]
     print(json.dumps(["result", found]), file=file, flush=True)
     return result
