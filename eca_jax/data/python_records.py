@@ -204,5 +204,5 @@ def _names_row(split: str, index: int) -> Iterator[None]:
         yield
     except EcaJaxError as error:
         raise EcaJaxError(f"{split}[{index}]: {error}") from None
-    except Exception as error:
+    except Exception as error:  # whatever the user's own rows raise
         raise EcaJaxError(f"{split}[{index}]: cannot be read: {describe_fault(error)}") from error

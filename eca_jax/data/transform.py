@@ -36,7 +36,7 @@ class Transformed:
             try:
                 changed = np.asarray(self.transform(pixels, rng))
                 expect_pixels("the transform's result", changed, channels=(3,))
-            except Exception as error:
+            except Exception as error:  # the user's own code: it ends the run, and is not counted as a bad record
                 raise NotTheRecord(error) from error
             return self.task.train_example((as_ppm(changed), label), source, rng, batch_shape)()
 

@@ -75,10 +75,7 @@ def evaluate(
     )
     eval_step = functools.partial(program.eval_step, *state.evaluated)
     with names_lack_in_evaluation(config.task, config.model.name, batch_size):
-        scores, outputs = score(config.task, eval_step, program.zero_sums(), batches, stop)
-    if each is not None:
-        each(EvaluatedExamples.joined(config.task, source, outputs))
-    return scores
+        return score(config.task, eval_step, program.zero_sums(), batches, source, stop=stop, each=each)
 
 
 def score(
@@ -86,9 +83,12 @@ def score(
     eval_step: Callable[[Batch, Sums], tuple[Sums, Any]],
     sums: Sums,
     batches: Iterable[Batch],
+    source: Source,
+    *,
     stop: StopSignal | None = None,
-) -> tuple[dict[str, float], list[Any]]:
-    """(the task's scores over all batches, what they were made of besides the totals). Every process gets the same."""
+    each: Callable[[EvaluatedExamples], object] | None = None,
+) -> dict[str, float]:
+    """The task's scores over all batches of the source; every process gets the same. `each` is as of `evaluate`."""
     in_flight, outputs = InFlight(), []
     for batch in batches:
         sums, output = eval_step(batch, sums)
@@ -100,7 +100,9 @@ def score(
     scores = task.scores(jax.device_get(sums), outputs)
     if task.best not in scores:
         raise EcaJaxError(f"the task {task.name!r}: its best score, {task.best!r}, is none of {', '.join(scores)}")
-    return scores, outputs
+    if each is not None:
+        each(EvaluatedExamples.joined(task, source, outputs))
+    return scores
 
 
 def evaluate_run(
@@ -230,7 +232,4 @@ def evaluate_weights(
     images = eval_batches(source, task, batch_size=batch_size, sharding=batches, num_threads=threads)
     step = functools.partial(eval_step, params, batch_stats)
     with names_lack_in_evaluation(task, architecture, batch_size):
-        scores, outputs = score(task, step, zero_sums(task.sums), images)
-    if each is not None:
-        each(EvaluatedExamples.joined(task, source, outputs))
-    return task, scores
+        return task, score(task, step, zero_sums(task.sums), images, source, each=each)
