@@ -61,6 +61,16 @@ def pytest_sessionfinish() -> None:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def small_backbones() -> Iterator[None]:
+    """The models of tests/tiny.py, which compile in seconds, for what is the same for every network."""
+    from tests.tiny import brought_from_outside, register
+
+    with brought_from_outside():
+        register()
+        yield
+
+
 @pytest.fixture
 def hang_up() -> Iterator[None]:
     """SIGHUP is not ignored, as it is where the tests are started with nohup."""

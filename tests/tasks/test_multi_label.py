@@ -31,7 +31,6 @@ from eca_jax.training import loop
 from eca_jax.training.loop import train
 from tests.commands import assert_same_run
 from tests.damage import refusal
-from tests.tiny import brought_from_outside, register
 from tests.training.test_loop import rows
 
 NAMES = ("zero", None, "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -62,15 +61,11 @@ def data(tmp_path_factory) -> str:
     return write_tables(tmp_path_factory.mktemp("tables") / "digits", 320, 100)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    with brought_from_outside():
-        register()
-        yield
+pytestmark = pytest.mark.usefixtures("small_backbones")
 
 
 @pytest.fixture(scope="module")
-def config(data, tiny) -> Config:
+def config(data, small_backbones) -> Config:
     return Config(
         model=ModelConfig(name="eca_tiny"),
         data=DataConfig(data, eval_split="val", num_threads=1),

@@ -23,7 +23,6 @@ from eca_jax.training.examples import EvaluatedExamples
 from tests.boxes import Boxes
 from tests.damage import refusal
 from tests.datasets import prepare_like
-from tests.tiny import brought_from_outside, register
 
 IMAGES = 75
 """No multiple of a batch, on any number of devices."""
@@ -31,11 +30,7 @@ NAMES = tuple(sorted(["zero", "one, uno", "two", "three", "four", "five", "six",
 TINY = PreprocessConfig(image_size=8, eval_resize=8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    with brought_from_outside():
-        register()
-        yield
+pytestmark = pytest.mark.usefixtures("small_backbones")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +46,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(tiny):
+def model(small_backbones):
     model = create_model("eca_tiny", num_classes=10, rngs=nnx.Rngs(3))
     model.preprocess = TINY
     model.eval()

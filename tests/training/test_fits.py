@@ -17,7 +17,6 @@ from eca_jax.training import loop
 from eca_jax.training.fits import check_arithmetic, least_bytes, remedies
 from eca_jax.training.loop import train
 from eca_jax.training.program import build_program, compile_step
-from tests.tiny import brought_from_outside, register
 
 CONFIG = Config(
     data=DataConfig("digits", train_split="train[:64]", eval_split="test[:32]", num_threads=1),
@@ -29,11 +28,7 @@ CONFIG = Config(
 DATA = {"num_examples": 64, "num_classes": 10}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def smallest_backbone():
-    with brought_from_outside():
-        register()
-        yield
+pytestmark = pytest.mark.usefixtures("small_backbones")
 
 
 def configure(workdir="", model=None, **fields) -> Config:

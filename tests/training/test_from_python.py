@@ -24,7 +24,6 @@ from eca_jax.training.evaluate import evaluate_run, evaluate_weights
 from eca_jax.training.loop import train
 from eca_jax.training.start import open_sources
 from tests.commands import ROOT
-from tests.tiny import brought_from_outside, register
 
 CONFIG = Config(
     data=DataConfig(name="digits", train_split="train[:128]", eval_split="test[:50]", num_threads=2),
@@ -37,11 +36,7 @@ CONFIG = Config(
 DIGITS = tuple("0123456789")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def smallest_backbone():
-    with brought_from_outside():
-        register()
-        yield
+pytestmark = pytest.mark.usefixtures("small_backbones")
 
 
 @pytest.fixture(scope="module")

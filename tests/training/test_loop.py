@@ -30,7 +30,6 @@ from eca_jax.training.evaluate import evaluate_run
 from eca_jax.training.loop import train
 from eca_jax.training.program import InFlight, build_program
 from tests.commands import ROOT
-from tests.tiny import brought_from_outside, register
 from tests.training.test_profile import traces
 
 CONFIG = Config(
@@ -46,12 +45,8 @@ CONFIG = Config(
 CONSTANT = OptimConfig(schedule="constant")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def smallest_backbone():
-    """The loop is the same for every network, and this one compiles in a second."""
-    with brought_from_outside():
-        register()
-        yield
+# The loop is the same for every network, and this one compiles in a second.
+pytestmark = pytest.mark.usefixtures("small_backbones")
 
 
 def configure(workdir: pathlib.Path, **fields) -> Config:

@@ -15,7 +15,6 @@ from eca_jax.tasks import Classification
 from eca_jax.training.announce import _describe_crop
 from eca_jax.training.loop import train
 from eca_jax.training.start import check_pretrained
-from tests.tiny import brought_from_outside, register
 
 CONFIG = Config(
     data=DataConfig("digits", train_split="train[:640]", eval_split="test[:32]", num_threads=1),
@@ -27,11 +26,7 @@ CONFIG = Config(
 WARM_UP = "warm-up: 1 steps (0.1 epochs) instead of the 20 of optim.warmup_epochs 2, which are more than the run had"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def smallest_backbone():
-    with brought_from_outside():
-        register()
-        yield
+pytestmark = pytest.mark.usefixtures("small_backbones")
 
 
 def configure(workdir, warmup_epochs: float, epochs: int) -> Config:

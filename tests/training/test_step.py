@@ -36,12 +36,8 @@ CONFIG = Config(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shallow_backbone():
-    """The step is the same for every ResNet, and this one compiles in half the time of the shallowest of the paper."""
-    with brought_from_outside():
-        register()
-        yield
+# The step is the same for every ResNet, and this one compiles in half the time of the shallowest of the paper.
+pytestmark = pytest.mark.usefixtures("small_backbones")
 
 
 @functools.cache
