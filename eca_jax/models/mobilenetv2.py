@@ -5,6 +5,7 @@ The attention sits after the projection's batch norm in all 17 blocks, with or w
 """
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax
@@ -131,7 +132,8 @@ class MobileNetV2(Backbone):
         strides = [1 if small_stem and i == 1 else stage.stride for i, stage in enumerate(STAGES)]
         spaces = spacings(strides, stem_stride, output_stride)
         for i, (stage, (total_stride, first, others)) in enumerate(zip(STAGES, spaces, strict=True)):
-            place = Place(i, len(STAGES), released_kernel_size(channels[i]))
+            side = None if small_stem else 112 // math.prod(strides[: i + 1])
+            place = Place(i, len(STAGES), released_kernel_size(channels[i]), side)
             for j in range(stage.depth):
                 self.blocks.append(
                     InvertedResidual(

@@ -190,7 +190,7 @@ class ResNet(Backbone):
         for stage, (name, depth, (total_stride, first, others)) in enumerate(
             zip(STAGES, variant.depths, spaces, strict=True)
         ):
-            place = Place(stage, len(STAGES), variant.released[stage])
+            place = Place(stage, len(STAGES), variant.released[stage], None if small_stem else 224 // (4 << stage))
             blocks = nnx.List()
             for i in range(depth):
                 blocks.append(

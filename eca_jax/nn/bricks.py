@@ -4,6 +4,7 @@ Layout: activations are (b, h, w, c), convolution kernels (h, w, c_in / groups, 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -101,5 +102,12 @@ class Bricks:
 
     def attn(self, channels: int, place: Place, *, reduction: int = 16) -> nnx.Module:
         """The attention of one block; `reduction` is for SE, if the configuration gives none."""
-        slot = Slot(channels, place, reduction, self.param_dtype)
+        norm = functools.partial(
+            BatchNorm,
+            group_size=self.batch_norm_group,
+            momentum=self.batch_norm_momentum,
+            dtype=self.param_dtype,
+            param_dtype=self.param_dtype,
+        )
+        slot = Slot(channels, place, reduction, self.param_dtype, norm)
         return build_attention(self.attention, slot, self.rngs)

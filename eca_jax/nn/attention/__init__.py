@@ -1,0 +1,28 @@
+"""Channel attention: the modules that can stand at the end of every residual branch.
+
+A `ChannelGate` takes the average of every channel over the pixels, s (b, c), and computes gates (b, c) in (0, 1). If
+you call it on an activation (b, ..., c), it averages the channels, computes the gates and multiplies by them. A block
+that already knows the averages calls `gate(s)` itself. Any other attention maps an activation to one of the same shape.
+To add an attention, write a class and add a row to `ATTENTIONS`.
+"""
+
+from eca_jax.nn.attention.base import (
+    Attention as Attention,
+    ChannelGate as ChannelGate,
+    Identity as Identity,
+    NoOptions as NoOptions,
+    Place as Place,
+    Slot as Slot,
+    of_slot as of_slot,
+    squeeze as squeeze,
+)
+from eca_jax.nn.attention.config import AttentionConfig as AttentionConfig, build_attention as build_attention
+from eca_jax.nn.attention.eca import (
+    ECA as ECA,
+    ECA_NS as ECA_NS,
+    KernelOptions as KernelOptions,
+    KernelSizes as KernelSizes,
+    adaptive_kernel_size as adaptive_kernel_size,
+)
+from eca_jax.nn.attention.se import SE as SE
+from eca_jax.nn.attention.table import ATTENTIONS as ATTENTIONS, attention_row as attention_row

@@ -1,0 +1,53 @@
+"""The attentions by name, `ATTENTIONS`."""
+
+from eca_jax.errors import EcaJaxError
+from eca_jax.nn.attention.base import Attention, Identity, attention_fault
+from eca_jax.nn.attention.eca import ECA, ECA_NS, ECAOptions, KernelOptions
+from eca_jax.nn.attention.se import SE, SEOptions
+from eca_jax.plugins import Registry
+
+ATTENTIONS: Registry[Attention] = Registry(
+    "attention",
+    {
+        "none": Attention(lambda slot, options, rngs: Identity()),
+        "eca": Attention(
+            lambda slot, options, rngs: ECA(
+                slot.channels,
+                options.kernel_size(slot),
+                circular=options.circular,
+                param_dtype=slot.param_dtype,
+                rngs=rngs,
+            ),
+            ECAOptions,
+        ),
+        "eca_ns": Attention(
+            lambda slot, options, rngs: ECA_NS(
+                slot.channels, options.kernel_size(slot), param_dtype=slot.param_dtype, rngs=rngs
+            ),
+            KernelOptions,
+        ),
+        "se": Attention(
+            lambda slot, options, rngs: SE(
+                slot.channels,
+                max(slot.channels // (options.reduction or slot.reduction), 1),
+                bias=options.bias,
+                param_dtype=slot.param_dtype,
+                rngs=rngs,
+            ),
+            SEOptions,
+        ),
+    },
+    attention_fault,
+)
+"""The attentions by their kind; `ATTENTIONS.register("my_gate", Attention(...))` adds one."""
+
+
+def attention_row(kind: str) -> Attention:
+    """The row of a kind in `ATTENTIONS`.
+
+    Raises:
+      EcaJaxError: the kind is not registered; the message names the most similar ones.
+    """
+    if kind not in ATTENTIONS:
+        raise EcaJaxError(f"attention.kind: {ATTENTIONS.unknown(kind)}")
+    return ATTENTIONS[kind]
