@@ -41,8 +41,8 @@ Step = Callable[[], object]
 """One batch; returns when it is done."""
 
 
-def eca_jax_step(task: str, batch: int, name: str = "eca_resnet50") -> Step:
-    """Ours, on the default CPU device, in float32."""
+def eca_jax_step(task: str, batch: int, name: str = "eca_resnet50", attention: str | None = None) -> Step:
+    """Ours, on the default CPU device, in float32; `attention` is a kind, where the name does not say it."""
     import jax
     import numpy as np
     from flax import nnx
@@ -50,19 +50,20 @@ def eca_jax_step(task: str, batch: int, name: str = "eca_resnet50") -> Step:
     from eca_jax import create_model
     from eca_jax.compiler_options import compiler_options
     from eca_jax.config import Config, ModelConfig
+    from eca_jax.nn.attention import AttentionConfig
     from eca_jax.sharding import make_mesh
     from eca_jax.training.program import build_program, compile_step
 
     rng = np.random.default_rng(0)
     if task == "inference":
-        model = create_model(name, rngs=nnx.Rngs(0))
+        model = create_model(name, attention=AttentionConfig(attention), rngs=nnx.Rngs(0))
         model.eval()
         images = jax.numpy.asarray(rng.standard_normal((batch, SIZE, SIZE, 3), np.float32))
         graph, state = nnx.split(model)
         logits = jax.jit(lambda state, images: nnx.merge(graph, state)(images), compiler_options=compiler_options())
         return lambda: logits(state, images).block_until_ready()
 
-    config = Config(batch_size=batch, model=ModelConfig(name=name))
+    config = Config(batch_size=batch, model=ModelConfig(name=name, attention=AttentionConfig(attention)))
     program = build_program(config, make_mesh(), num_examples=100 * batch, num_classes=1000)
     state = program.init()
     examples = {
