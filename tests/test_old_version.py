@@ -161,4 +161,4 @@ NOTHING = {"kind": None, "kernel_sizes": "released", "circular": False, "reducti
 )
 def test_an_old_attention_becomes_the_one_of_today(old_config, name, said, today):
     old_config["model"] |= {"name": name, "attention": NOTHING | said}
-    assert resolve_attention(name, from_dict(old_config).model.attention) == today
+    assert resolve_attention(name, from_dict(old_config).model.attention) == today.resolved()

@@ -12,6 +12,7 @@ timm_layers = pytest.importorskip("timm.layers")
 
 from eca_jax.config import OptimConfig  # noqa: E402
 from eca_jax.nn import ECA, SE, BatchNorm, adaptive_kernel_size  # noqa: E402
+from eca_jax.nn.attention import ESE, SEOptions, Slot  # noqa: E402
 from eca_jax.optim import learning_rate, make_optimizer  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -38,15 +39,34 @@ def test_adaptive_kernel_size_is_timm_s(channels):
     assert timm_layers.EcaModule(channels).conv.kernel_size == (adaptive_kernel_size(channels),)
 
 
+def copy_layer(mine, other):
+    mine.kernel[...] = jnp.asarray(other.weight.detach().numpy()[:, :, 0, 0].T)
+    if other.bias is not None:
+        other.bias.data.normal_()
+        mine.bias[...] = jnp.asarray(other.bias.detach().numpy())
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_se_is_timm_s(rng, bias):
     theirs = timm_layers.SEModule(32, rd_channels=8, bias=bias)
     ours = SE(32, 8, bias=bias, rngs=nnx.Rngs(0))
-    for mine, other in ((ours.fc1, theirs.fc1), (ours.fc2, theirs.fc2)):
-        mine.kernel[...] = jnp.asarray(other.weight.detach().numpy()[:, :, 0, 0].T)
-        if bias:
-            other.bias.data.normal_()
-            mine.bias[...] = jnp.asarray(other.bias.detach().numpy())
+    copy_layer(ours.fc1, theirs.fc1)
+    copy_layer(ours.fc2, theirs.fc2)
+    apply_both(ours, theirs, rng, 32)
+
+
+@pytest.mark.parametrize("reduction", [4, 6, 8, 16])
+def test_the_rounded_widths_of_se_are_timm_s(reduction):
+    options = SEOptions(reduction, divisor=8)
+    for channels in (8, 24, 64, 96, 128, 160, 256, 320, 328, 512, 1000, 2048):
+        theirs = timm_layers.SEModule(channels, rd_ratio=1 / reduction).fc1.out_channels
+        assert options.hidden(Slot(channels)) == theirs, channels
+
+
+def test_ese_is_timm_s(rng):
+    theirs = timm_layers.EffectiveSEModule(32)
+    ours = ESE(32, rngs=nnx.Rngs(0))
+    copy_layer(ours.fc, theirs.fc)
     apply_both(ours, theirs, rng, 32)
 
 

@@ -24,5 +24,12 @@ from eca_jax.nn.attention.eca import (
     KernelSizes as KernelSizes,
     adaptive_kernel_size as adaptive_kernel_size,
 )
-from eca_jax.nn.attention.se import SE as SE
+from eca_jax.nn.attention.se import (
+    ESE as ESE,
+    SE as SE,
+    SE_GC as SE_GC,
+    SE_Var1 as SE_Var1,
+    SEOptions as SEOptions,
+    hidden_width as hidden_width,
+)
 from eca_jax.nn.attention.table import ATTENTIONS as ATTENTIONS, attention_row as attention_row

@@ -1,9 +1,9 @@
 """The attentions by name, `ATTENTIONS`."""
 
 from eca_jax.errors import EcaJaxError
-from eca_jax.nn.attention.base import Attention, Identity, attention_fault
+from eca_jax.nn.attention.base import Attention, Identity, attention_fault, of_slot
 from eca_jax.nn.attention.eca import ECA, ECA_NS, ECAOptions, KernelOptions
-from eca_jax.nn.attention.se import SE, SEOptions
+from eca_jax.nn.attention.se import ESE, SE, SE_Var1, SEOptions, grouped, groups_of
 from eca_jax.plugins import Registry
 
 ATTENTIONS: Registry[Attention] = Registry(
@@ -29,13 +29,20 @@ ATTENTIONS: Registry[Attention] = Registry(
         "se": Attention(
             lambda slot, options, rngs: SE(
                 slot.channels,
-                max(slot.channels // (options.reduction or slot.reduction), 1),
+                options.hidden(slot),
                 bias=options.bias,
                 param_dtype=slot.param_dtype,
                 rngs=rngs,
             ),
             SEOptions,
         ),
+        "ese": Attention(of_slot(ESE)),
+        "se_var1": Attention(of_slot(SE_Var1)),
+        "se_var2": Attention(grouped(groups_of(1))),
+        "se_var3": Attention(grouped(lambda channels: 1)),
+        "se_gc1": Attention(grouped(lambda channels: 16)),
+        "se_gc2": Attention(grouped(groups_of(16))),
+        "se_gc3": Attention(grouped(groups_of(8))),
     },
     attention_fault,
 )
