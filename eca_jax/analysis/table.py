@@ -1,0 +1,118 @@
+"""A table for people, for papers and for programs: Markdown, LaTeX and JSON."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+
+NUMBER = re.compile(r"[+-]?(0|[1-9][\d,]*)(\.\d+)?(e[+-]?\d+)?")
+"""A cell that is one, in columns that are set to the right."""
+EMPTY = ("", "-")
+"""What stands in a cell where there is nothing to say."""
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "'": r"\textquotesingle{}",
+    '"': r"\textquotedbl{}",
+    "-": "-{}",  # two in a row would become a dash: --config
+    **{character: f"\\{character}" for character in "$&#%_"},
+}
+"""Characters that LaTeX would take for something else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Cells of plain text, in which `code` can stand between backquotes. Units are in the header or in the cells.
+
+    Raises:
+      ValueError: a row has not as many cells as the header.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    """Sentences below the table."""
+
+    def __post_init__(self):
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(f"{self.title}: {len(self.header)} columns, but {len(row)} cells in {row}")
+
+    def to_markdown(self) -> str:
+        """A table of GitHub's Markdown, which can be read in a terminal too; below it the notes as a list."""
+        rows = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
+        widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+        right = self._numeric()
+        rule = [("-" * (width - 1) + (":" if at_right else "-")) for width, at_right in zip(widths, right, strict=True)]
+        lines = []
+        for row in (rows[0], rule, *rows[1:]):
+            cells = zip(row, widths, right, strict=True)
+            lines.append(
+                f"| {' | '.join(c.rjust(width) if at_right else c.ljust(width) for c, width, at_right in cells)} |"
+            )
+        notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []
+        return "\n".join([self.title, "", *lines, *notes]) + "\n"
+
+    def to_latex(self) -> str:
+        """A `table` with its caption; the document needs the packages of its first line.
+
+        It is set smaller where the page is not wide enough.
+        """
+        columns = "".join("r" if at_right else "l" for at_right in self._numeric())
+        header, *rows = (" & ".join(map(_latex, row)) + r" \\" for row in (self.header, *self.rows))
+        body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
+        lines = [
+            r"% \usepackage[T1]{fontenc} \usepackage{textcomp, booktabs, adjustbox}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_latex(self.title)}}}",
+            r"\begin{adjustbox}{max width=\textwidth}",
+            *body,
+            r"\end{tabular}",
+            r"\end{adjustbox}",
+            *(rf"\par\footnotesize {_latex(note)}" for note in self.notes),
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def to_json(self) -> str:
+        """An object with `title`, `rows` (an object each, by the names in the header) and `notes`.
+
+        A cell that is a number is one, and null stands where there is nothing to say.
+        """
+        rows = [{name: _value(cell) for name, cell in zip(self.header, row, strict=True)} for row in self.rows]
+        return json.dumps({"title": self.title, "rows": rows, "notes": self.notes}, indent=2, ensure_ascii=False) + "\n"
+
+    def _numeric(self) -> list[bool]:
+        """Of each column: it has numbers, and nothing else."""
+        columns = ([cell for cell in column if cell not in EMPTY] for column in zip(*self.rows, strict=True))
+        return [bool(cells) and all(map(NUMBER.fullmatch, cells)) for cells in columns] or [False] * len(self.header)
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "markdown": Table.to_markdown,
+    "latex": Table.to_latex,
+    "json": Table.to_json,
+}
+ENDINGS = {".md": "markdown", ".tex": "latex", ".json": "json"}
+"""Of files in these formats."""
+
+
+def _latex(text: str) -> str:
+    pieces = ["".join(LATEX.get(character, character) for character in piece) for piece in text.split("`")]
+    return "".join(rf"\texttt{{{piece}}}" if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def _value(cell: str) -> float | int | str | None:
+    if cell in EMPTY:
+        return None
+    if not NUMBER.fullmatch(cell):
+        return cell
+    return json.loads(cell.replace(",", "").removeprefix("+"))

@@ -1,0 +1,77 @@
+"""A table in its three forms."""
+
+import json
+import re
+
+import pytest
+
+from eca_jax.analysis.table import Table
+
+TABLE = Table(
+    "Costs & units",
+    ("model", "parameters (2^20)", "command"),
+    (
+        ("eca_resnet50", "24.37", "`train.py --config eca_resnet50`"),
+        ("a|b", "1,024.50", "-"),
+        ("none", "-", ""),
+    ),
+    ("50% of {these} ~ 1 \\ 2.",),
+)
+
+
+def test_markdown_is_a_table_whose_numbers_are_set_to_the_right():
+    assert TABLE.to_markdown() == (
+        "Costs & units\n"
+        "\n"
+        "| model        | parameters (2^20) | command                          |\n"
+        "| ------------ | ----------------: | -------------------------------- |\n"
+        "| eca_resnet50 |             24.37 | `train.py --config eca_resnet50` |\n"
+        "| a\\|b         |          1,024.50 | -                                |\n"
+        "| none         |                 - |                                  |\n"
+        "\n"
+        "- 50% of {these} ~ 1 \\ 2.\n"
+    )
+
+
+def test_latex_is_balanced_and_escaped():
+    latex = TABLE.to_latex()
+    assert r"\caption{Costs \& units}" in latex
+    assert r"eca\_resnet50 & 24.37 & \texttt{train.py -{}-{}config eca\_resnet50} \\" in latex
+    assert r"\begin{tabular}{lrl}" in latex
+    assert r"parameters (2\textasciicircum{}20)" in latex
+    assert r"50\% of \{these\} \textasciitilde{} 1 \textbackslash{} 2." in latex
+    opened = re.findall(r"\\begin\{(\w+)\}", latex)
+    assert re.findall(r"\\end\{(\w+)\}", latex) == opened[::-1]
+    plain = re.sub(r"\\[{}]", "", latex)
+    assert plain.count("{") == plain.count("}")
+
+
+def test_json_has_numbers_by_the_names_of_their_columns():
+    assert json.loads(TABLE.to_json()) == {
+        "title": "Costs & units",
+        "rows": [
+            {"model": "eca_resnet50", "parameters (2^20)": 24.37, "command": "`train.py --config eca_resnet50`"},
+            {"model": "a|b", "parameters (2^20)": 1024.5, "command": None},
+            {"model": "none", "parameters (2^20)": None, "command": None},
+        ],
+        "notes": ["50% of {these} ~ 1 \\ 2."],
+    }
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"), [("-3", -3), ("+1.5", 1.5), ("4.7e-4", 4.7e-4), ("007", "007"), ("nan", "nan"), ("3x3", "3x3")]
+)
+def test_what_is_a_number_in_json(cell, value):
+    assert json.loads(Table("", ("a",), ((cell,),)).to_json())["rows"] == [{"a": value}]
+
+
+def test_a_table_without_rows():
+    table = Table("Nothing", ("a", "b"), ())
+    assert table.to_markdown() == "Nothing\n\n| a   | b   |\n| --- | --- |\n"
+    assert r"\begin{tabular}{ll}" in table.to_latex()
+    assert json.loads(table.to_json())["rows"] == []
+
+
+def test_rows_as_wide_as_the_header():
+    with pytest.raises(ValueError, match="2 columns, but 1 cells"):
+        Table("t", ("a", "b"), (("1",),))
