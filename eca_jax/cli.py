@@ -1,4 +1,5 @@
-"""The commands: `eca-jax train | evaluate | predict | prepare | check | convert | export | precompile | benchmark`.
+"""The commands: `eca-jax train | evaluate | predict | prepare | check | convert | export | precompile | benchmark |
+table`.
 
 `python train.py` is `eca-jax train`.
 
@@ -644,6 +645,31 @@ def _benchmark(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _table_arguments(command: Parser) -> None:
+    command.add_argument("which", choices=("2", "3", "poster"), help="ECA-Net's table 2 or 3, or that of its poster")
+    about = "default: markdown, or by the ending of --output"
+    command.add_argument("--format", choices=("markdown", "latex", "json"), help=about)
+    about = "a .md, .tex or .json file, written in place of printing (replaced if it is there)"
+    command.add_argument("--output", metavar="FILE", help=about)
+
+
+def _table(args: argparse.Namespace) -> int:
+    from eca_jax.analysis.paper_tables import TABLES
+    from eca_jax.analysis.table import FORMATS, format_of
+    from eca_jax.convert.files import check_writable, write
+
+    form = args.format or format_of(args.output)
+    if args.output:
+        check_writable(args.output)
+    text = FORMATS[form](TABLES[args.which]())
+    if args.output:
+        write(args.output, text.encode())
+        print(f"table {args.which} -> {args.output}")
+    else:
+        print(text, end="")
+    return EXIT_OK
+
+
 COMMANDS = {
     "evaluate": Command("score a checkpoint of a run, or weights, on held-out data", _evaluate_arguments, _evaluate),
     "predict": Command("print what a model says of image files", _predict_arguments, _predict),
@@ -663,5 +689,6 @@ COMMANDS = {
         _benchmark,
         fields="--data.num-threads 2",
     ),
+    "table": Command("print ECA-Net's tables with what this package computes beside them", _table_arguments, _table),
 }
 """The commands beside train, in the order in which --help lists them."""

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable
+
+from eca_jax.errors import EcaJaxError
 
 NUMBER = re.compile(r"[+-]?(0|[1-9][\d,]*)(\.\d+)?(e[+-]?\d+)?")
 """A cell that is one, in columns that are set to the right."""
@@ -103,6 +106,23 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 }
 ENDINGS = {".md": "markdown", ".tex": "latex", ".json": "json"}
 """Of files in these formats."""
+
+
+def format_of(path: str | None) -> str:
+    """The format that the ending of a file's name says; Markdown where there is no file.
+
+    Raises:
+      EcaJaxError: none has this ending.
+    """
+    if path is None:
+        return "markdown"
+    ending = os.path.splitext(path)[1].lower()
+    if ending not in ENDINGS:
+        raise EcaJaxError(
+            f"--output {path}: expected a file that ends in {', '.join(ENDINGS)}; or say --format, "
+            f"one of {', '.join(FORMATS)}"
+        )
+    return ENDINGS[ending]
 
 
 def _latex(text: str) -> str:
