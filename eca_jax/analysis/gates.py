@@ -1,35 +1,59 @@
-"""The values of a network's attention gates for given images."""
+"""The values of a network's attention gates for given images, and what can be said of them."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Backbone
 from eca_jax.nn.attention import ChannelGate
 
+GateFunction = Callable[[jax.Array], dict[str, jax.Array]]
+"""Normalised images (b, h, w, c) -> the gates of every block."""
+
 
 def channel_gates(model: Backbone, images: jax.Array) -> dict[str, jax.Array]:
     """The gates of every block for every image.
 
     Args:
-      model: a network whose attention is a channel gate (ECA, ECA-NS, SE), in evaluation mode.
+      model: a network whose attention computes one gate for each channel, in evaluation mode. Such are all
+        `ChannelGate`s (ECA, ECA-NS, SE, ...), and every other attention with a method `gates` that maps its input (b,
+        ..., c) to the gates (b, c).
       images: normalised, (b, h, w, 3).
 
     Returns:
-      The block's name ('layer1.0', in the order of the network) -> its gates (b, c), float32 in (0, 1). Empty for a
-      network without channel gates.
+      The block's name ('layer1.0', in the order of the network) -> its gates (b, c), float32. They are in (0, 1) where
+      the attention ends with a sigmoid.
 
     Raises:
       EcaJaxError: the model does not come from `create_model`, or is in training mode, where the gates of an image
-        depend on the whole batch.
+        depend on the whole batch, or its attention has no gate for each channel.
+    """
+    return gate_function(model)(images)
+
+
+def gate_function(model: Backbone) -> GateFunction:
+    """`channel_gates` of a model for many batches: a function that is compiled once for each shape of batch.
+
+    Raises:
+      EcaJaxError: as `channel_gates`.
     """
     if not isinstance(model, Backbone):
         raise EcaJaxError(f"model: expected a network of create_model, got {type(model).__name__}")
     modes = [(m, name) for _, m in nnx.iter_modules(model) for name in ("use_running_average", "deterministic")]
     if any(getattr(module, name, True) is False for module, name in modes):
         raise EcaJaxError("model: it is in training mode, where gates are of the whole batch: call model.eval() first")
+    order = [".".join(map(str, path)) for path, module in nnx.iter_modules(model) if _recorder(module)]
+    if not order:
+        kind = model.architecture.attention.kind
+        raise EcaJaxError(
+            f"model: {model.architecture.name} has the attention {kind!r}, which computes no gate for each channel; "
+            "expected a network with a channel gate, such as eca_resnet50 or se_resnet50"
+        )
     graphdef, state = nnx.split(model)
 
     @jax.jit
@@ -38,25 +62,158 @@ def channel_gates(model: Backbone, images: jax.Array) -> dict[str, jax.Array]:
         gates = {}
         blocks: list[tuple[Any, Any]] = list(nnx.iter_modules(model))
         for path, block in blocks:
-            if isinstance(getattr(block, "attn", None), ChannelGate):
-                block.attn = _Recorder(block.attn, ".".join(map(str, path)), gates)
+            if recorder := _recorder(block):
+                block.attn = recorder(block.attn, ".".join(map(str, path)), gates)
         model.features(images)
         return gates
 
-    # jit sorts the keys of a dict: the order of the network is that of the paths.
-    gates = run(state, images)
-    order = [".".join(map(str, path)) for path, _ in nnx.iter_modules(model)]
-    return {name: gates[name] for name in sorted(gates, key=order.index)}
+    def in_order(images: jax.Array) -> dict[str, jax.Array]:
+        gates = run(state, images)  # jit sorts the keys of a dict
+        return {name: gates[name] for name in order}
+
+    return in_order
 
 
-class _Recorder(ChannelGate):
+def _recorder(block: Any) -> "type[_Recorder] | None":
+    """What records the gates of a block's attention; None where there are none."""
+    attn = getattr(block, "attn", None)
+    if isinstance(attn, ChannelGate):
+        return _GateRecorder
+    return _ModuleRecorder if hasattr(attn, "gates") else None
+
+
+class _Recorder(nnx.Module):
     """Takes the place of an attention, and records its gates."""
 
-    def __init__(self, attn: ChannelGate, name: str, gates: dict[str, jax.Array]):
+    def __init__(self, attn: Any, name: str, gates: dict[str, jax.Array]):
         self.attn = attn
         self.note = nnx.static(lambda gate: gates.__setitem__(name, gate))
+
+
+class _GateRecorder(_Recorder, ChannelGate):
+    """Of a `ChannelGate`."""
 
     def gate(self, s: jax.Array) -> jax.Array:
         gate = self.attn.gate(s)
         self.note(gate)
         return gate
+
+
+class _ModuleRecorder(_Recorder):
+    """Of an attention with a method `gates`."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self.note(self.attn.gates(x))
+        return self.attn(x)
+
+
+HALF = 0.02
+"""A gate nearer than this to 0.5 counts as one at 0.5."""
+LOW, HIGH = 0.05, 0.95
+"""A gate below the first counts as closed, one above the second as open."""
+STUCK = 0.9
+"""A block is called stuck at 0.5, closed, open or saturated where this share of its gates is."""
+SAME = 0.01
+"""A spread below this counts as none: gates then differ by about a hundredth of their range."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GateStatistics:
+    """What the gates (n, c) of one block are, for n images and c channels."""
+
+    images: int
+    channels: int
+    mean: float
+    low_percentile: float
+    """The 1st percentile of all n * c gates."""
+    lower_quartile: float
+    median: float
+    upper_quartile: float
+    high_percentile: float
+    """The 99th percentile."""
+    near_half: float
+    """The share of gates within `HALF` of 0.5."""
+    near_zero: float
+    """The share below `LOW`."""
+    near_one: float
+    """The share above `HIGH`."""
+    over_images: float
+    """The spread over images: the variance of each channel's gate over the images, averaged over the channels; its
+    root."""
+    over_channels: float
+    """The spread over channels: the standard deviation, over the channels, of each channel's average over the images.
+    The squares of both spreads add up to the variance of all gates."""
+
+    @property
+    def verdict(self) -> str:
+        """In plain words, the first that applies; `THRESHOLDS` says when."""
+        return next(words for words, applies in VERDICTS if applies(self))
+
+
+VERDICTS: tuple[tuple[str, Callable[[GateStatistics], bool]], ...] = (
+    ("stuck at 0.5: halves every channel of every image", lambda s: s.near_half >= STUCK),
+    ("closed: lets almost nothing through", lambda s: s.near_zero >= STUCK),
+    ("open: passes everything on, as without attention", lambda s: s.near_one >= STUCK),
+    (
+        "the same number for every channel of every image",
+        lambda s: max(s.over_images, s.over_channels) < SAME,
+    ),
+    ("the same for every image: a fixed scale for each channel", lambda s: s.over_images < SAME),
+    ("saturated: channels are either on or off", lambda s: s.near_zero + s.near_one >= STUCK),
+    ("the same for all channels: a scale for each image", lambda s: s.over_channels < SAME),
+    ("differs between images and between channels", lambda s: True),
+)
+"""What is said of a block -> when; the first that applies counts."""
+
+THRESHOLDS = (
+    f"at 0.5: within {HALF} of it; closed: below {LOW}; open: above {HIGH}. A block is called so where {STUCK:.0%} of "
+    f"its gates are. The same: a spread (standard deviation) below {SAME}."
+)
+"""The thresholds of the verdicts, in words."""
+
+
+def gate_statistics(gates: np.ndarray) -> GateStatistics:
+    """What the gates (n, c) of one block are, for n images and c channels; computed in float64.
+
+    Raises:
+      EcaJaxError: there is no gate, or one is not finite.
+    """
+    gates = np.asarray(gates, np.float64)
+    if gates.ndim != 2 or not gates.size:
+        raise EcaJaxError(f"gates: expected an array (images, channels), got the shape {gates.shape}")
+    if not np.isfinite(gates).all():
+        raise EcaJaxError("gates that are not finite numbers: the weights are damaged, or of a training that failed")
+    percentiles = np.percentile(gates, (1, 25, 50, 75, 99))
+    return GateStatistics(
+        *gates.shape,
+        float(gates.mean()),
+        *map(float, percentiles),
+        near_half=float(np.mean(np.abs(gates - 0.5) < HALF)),
+        near_zero=float(np.mean(gates < LOW)),
+        near_one=float(np.mean(gates > HIGH)),
+        over_images=float(np.sqrt(gates.var(axis=0).mean())),
+        over_channels=float(gates.mean(axis=0).std()),
+    )
+
+
+def class_means(gates: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The average gate of each channel over the images of each class.
+
+    Args:
+      gates: (n, c), of n images.
+      labels: (n), the class of each image.
+      classes: (k), the classes that are asked for.
+
+    Returns:
+      (k, c), float64.
+
+    Raises:
+      EcaJaxError: there is no image of one of the classes.
+    """
+    gates, means = np.asarray(gates, np.float64), []
+    for c in classes:
+        of_class = gates[labels == c]
+        if not len(of_class):
+            raise EcaJaxError(f"there is no image of the class {c}")
+        means.append(of_class.mean(axis=0))
+    return np.stack(means)
