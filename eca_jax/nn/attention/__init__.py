@@ -16,6 +16,7 @@ from eca_jax.nn.attention.base import (
     of_slot as of_slot,
     squeeze as squeeze,
 )
+from eca_jax.nn.attention.cbam import CBAM as CBAM
 from eca_jax.nn.attention.config import AttentionConfig as AttentionConfig, build_attention as build_attention
 from eca_jax.nn.attention.eca import (
     ECA as ECA,

@@ -2,6 +2,7 @@
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention.base import Attention, Identity, attention_fault, of_slot
+from eca_jax.nn.attention.cbam import CBAM, CBAMOptions
 from eca_jax.nn.attention.eca import ECA, ECA_NS, ECAOptions, KernelOptions
 from eca_jax.nn.attention.se import ESE, SE, SE_Var1, SEOptions, grouped, groups_of
 from eca_jax.plugins import Registry
@@ -43,6 +44,7 @@ ATTENTIONS: Registry[Attention] = Registry(
         "se_gc1": Attention(grouped(lambda channels: 16)),
         "se_gc2": Attention(grouped(groups_of(16))),
         "se_gc3": Attention(grouped(groups_of(8))),
+        "cbam": Attention(of_slot(CBAM), CBAMOptions),
     },
     attention_fault,
 )
