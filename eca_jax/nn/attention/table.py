@@ -5,6 +5,7 @@ from eca_jax.nn.attention.base import Attention, Identity, attention_fault, of_s
 from eca_jax.nn.attention.cbam import CBAM, CBAMOptions
 from eca_jax.nn.attention.eca import ECA, ECA_NS, ECAOptions, KernelOptions
 from eca_jax.nn.attention.se import ESE, SE, SE_Var1, SEOptions, grouped, groups_of
+from eca_jax.nn.attention.srm import SRM
 from eca_jax.plugins import Registry
 
 ATTENTIONS: Registry[Attention] = Registry(
@@ -45,6 +46,7 @@ ATTENTIONS: Registry[Attention] = Registry(
         "se_gc2": Attention(grouped(groups_of(16))),
         "se_gc3": Attention(grouped(groups_of(8))),
         "cbam": Attention(of_slot(CBAM), CBAMOptions),
+        "srm": Attention(of_slot(SRM)),
     },
     attention_fault,
 )
