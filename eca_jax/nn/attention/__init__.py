@@ -35,3 +35,4 @@ from eca_jax.nn.attention.se import (
 )
 from eca_jax.nn.attention.srm import SRM as SRM
 from eca_jax.nn.attention.table import ATTENTIONS as ATTENTIONS, attention_row as attention_row
+from eca_jax.nn.attention.triplet import TripletAttention as TripletAttention

@@ -6,6 +6,7 @@ from eca_jax.nn.attention.cbam import CBAM, CBAMOptions
 from eca_jax.nn.attention.eca import ECA, ECA_NS, ECAOptions, KernelOptions
 from eca_jax.nn.attention.se import ESE, SE, SE_Var1, SEOptions, grouped, groups_of
 from eca_jax.nn.attention.srm import SRM
+from eca_jax.nn.attention.triplet import TripletAttention, TripletOptions
 from eca_jax.plugins import Registry
 
 ATTENTIONS: Registry[Attention] = Registry(
@@ -47,6 +48,7 @@ ATTENTIONS: Registry[Attention] = Registry(
         "se_gc3": Attention(grouped(groups_of(8))),
         "cbam": Attention(of_slot(CBAM), CBAMOptions),
         "srm": Attention(of_slot(SRM)),
+        "triplet": Attention(of_slot(TripletAttention), TripletOptions),
     },
     attention_fault,
 )
