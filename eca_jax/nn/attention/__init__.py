@@ -34,6 +34,7 @@ from eca_jax.nn.attention.se import (
     SEOptions as SEOptions,
     hidden_width as hidden_width,
 )
+from eca_jax.nn.attention.simam import SimAM as SimAM
 from eca_jax.nn.attention.srm import SRM as SRM
 from eca_jax.nn.attention.table import ATTENTIONS as ATTENTIONS, attention_row as attention_row
 from eca_jax.nn.attention.triplet import TripletAttention as TripletAttention

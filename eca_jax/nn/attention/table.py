@@ -6,6 +6,7 @@ from eca_jax.nn.attention.cbam import CBAM, CBAMOptions
 from eca_jax.nn.attention.eca import ECA, ECA_NS, ECAOptions, KernelOptions
 from eca_jax.nn.attention.mca import MCA
 from eca_jax.nn.attention.se import ESE, SE, SE_Var1, SEOptions, grouped, groups_of
+from eca_jax.nn.attention.simam import SimAM, SimAMOptions
 from eca_jax.nn.attention.srm import SRM
 from eca_jax.nn.attention.triplet import TripletAttention, TripletOptions
 from eca_jax.plugins import Registry
@@ -51,6 +52,7 @@ ATTENTIONS: Registry[Attention] = Registry(
         "srm": Attention(of_slot(SRM)),
         "triplet": Attention(of_slot(TripletAttention), TripletOptions),
         "mca": Attention(of_slot(MCA)),
+        "simam": Attention(of_slot(SimAM), SimAMOptions),
     },
     attention_fault,
 )
