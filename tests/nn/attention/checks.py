@@ -14,7 +14,15 @@ STEP = 1e-5
 """Of the central differences: their error is about STEP^2 times the third derivative, and 1e-16 / STEP."""
 
 
-def check(module: nnx.Module, by_hand: ByHand, shape: tuple[int, ...], *, train: bool = False, seed: int = 0) -> None:
+def check(
+    module: nnx.Module,
+    by_hand: ByHand,
+    shape: tuple[int, ...],
+    *,
+    train: bool = False,
+    idle: tuple[str, ...] = (),
+    seed: int = 0,
+) -> None:
     """Refuses a module whose output, or whose gradients, are not those of `by_hand`.
 
     Call it inside `jax.enable_x64(True)`, with a module whose parameters are float64. All parameters and running
@@ -23,6 +31,7 @@ def check(module: nnx.Module, by_hand: ByHand, shape: tuple[int, ...], *, train:
     Args:
       shape: of the activation.
       train: in training mode, where batch norm takes the batch's own statistics.
+      idle: arrays without any effect, such as a bias before a batch norm: their gradients must be zero.
     """
     rng = np.random.default_rng(seed)
     (module.train if train else module.eval)()
@@ -56,6 +65,9 @@ def check(module: nnx.Module, by_hand: ByHand, shape: tuple[int, ...], *, train:
 
         slope = (moved(STEP) - moved(-STEP)) / (2 * STEP)
         scale = np.linalg.norm(gradients[name]) * np.linalg.norm(v)
+        if name in idle:
+            assert max(scale, abs(slope)) < 1e-6, f"{name}: is to have no effect, has a gradient of {scale}"
+            continue
         assert scale > 1e-3, f"{name or 'x'}: a gradient of {scale} says nothing"
         difference = abs(slope - (gradients[name] * v).sum())
         assert difference <= 1e-6 * scale, f"{name or 'x'}: differs by {difference} of {scale}"
