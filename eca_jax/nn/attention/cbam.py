@@ -10,7 +10,7 @@ from flax import nnx
 from eca_jax.errors import EcaJaxError, expect_one_of
 from eca_jax.nn.attention.base import scale
 from eca_jax.nn.attention.eca import MAX_KERNEL_SIZE
-from eca_jax.nn.attention.maps import expect_images
+from eca_jax.nn.attention.maps import expect_map
 from eca_jax.nn.layers import Conv, fan_out_normal, uniform_fan_in
 from eca_jax.nn.norm import BatchNorm, widened
 
@@ -141,7 +141,7 @@ class CBAM(nnx.Module):
         Raises:
           EcaJaxError: the activation is not one of images.
         """
-        expect_images("cbam", x)
+        expect_map("cbam", x)
         x = scale(x, jax.nn.sigmoid(self._mlp(_mean(x, (1, 2))) + self._mlp(_max(x, (1, 2)))))
         return x * self.spatial(x, 3).astype(x.dtype)
 

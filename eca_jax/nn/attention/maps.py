@@ -1,4 +1,4 @@
-"""What several attentions need of a map: checks of its shape, and its statistics."""
+"""What several attentions need of an activation's maps: checks of their shape, statistics, averages of strips."""
 
 import math
 
@@ -9,13 +9,18 @@ from eca_jax.errors import EcaJaxError
 from eca_jax.nn.norm import widened
 
 
-def expect_images(name: str, x: jax.Array) -> None:
-    """Refuses an activation without exactly two pixel axes; `name` is the kind of the attention."""
+def expect_map(name: str, x: jax.Array) -> tuple[int, int]:
+    """(height, width) of (b, h, w, c); `name` is the kind of the attention.
+
+    Raises:
+      EcaJaxError: there is another number of pixel axes.
+    """
     if x.ndim != 4:
         raise EcaJaxError(
             f"{name}: expected the activation of images, (b, h, w, c), got the shape {x.shape}; "
             "use an attention that takes any number of pixel axes, such as eca or srm"
         )
+    return x.shape[1], x.shape[2]
 
 
 def expect_pixels(name: str, x: jax.Array) -> None:
@@ -40,3 +45,19 @@ def mean_and_variance(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, j
     d = x - first
     mean, square = d.mean(axes), jnp.square(d).mean(axes)
     return jnp.squeeze(first, axes) + mean, jnp.maximum(square - jnp.square(mean), 0) * (n / (n - 1))
+
+
+def strips(name: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(b, h, w, c) -> the averages of every row and of every column, (b, h, c) and (b, w, c), float32 or wider.
+
+    Raises:
+      EcaJaxError: the attention `name` was given no images.
+    """
+    expect_map(name, x)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.mean(x, axis=2, dtype=wide), jnp.mean(x, axis=1, dtype=wide)
+
+
+def cross_scale(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """x (b, h, w, c) times gates of its rows (b, h, c) and of its columns (b, w, c), in the dtype of x."""
+    return x * (rows[:, :, None] * columns[:, None]).astype(x.dtype)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention.eca import _slide
-from eca_jax.nn.attention.maps import expect_images, expect_pixels, mean_and_variance
+from eca_jax.nn.attention.maps import expect_map, expect_pixels, mean_and_variance
 from eca_jax.nn.layers import uniform_fan_in
 
 
@@ -77,7 +77,7 @@ class MCA(nnx.Module):
         Raises:
           EcaJaxError: the activation is not one of images, or its maps have a single pixel.
         """
-        expect_images("mca", x)
+        expect_map("mca", x)
         expect_pixels("mca", x)
         gates = (self.h(x, 1) + self.w(x, 2) + self.c(x, 3)) / 3
         return x * gates.astype(x.dtype)

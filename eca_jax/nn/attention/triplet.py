@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eca_jax.nn.attention.cbam import PlaneGate, expect_odd
-from eca_jax.nn.attention.maps import expect_images
+from eca_jax.nn.attention.maps import expect_map
 from eca_jax.nn.norm import BatchNorm
 
 
@@ -60,6 +60,6 @@ class TripletAttention(nnx.Module):
         Raises:
           EcaJaxError: the activation is not one of images.
         """
-        expect_images("triplet", x)
+        expect_map("triplet", x)
         gates = (self.cw(x, 1) + self.hc(x, 2) + self.hw(x, 3)) / 3
         return x * gates.astype(x.dtype)
