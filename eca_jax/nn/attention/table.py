@@ -5,6 +5,7 @@ from eca_jax.nn.attention.base import Attention, Identity, attention_fault, of_s
 from eca_jax.nn.attention.cbam import CBAM, CBAMOptions
 from eca_jax.nn.attention.eca import ECA, ECA_NS, ECAOptions, KernelOptions
 from eca_jax.nn.attention.fca import FCA, FCAOptions
+from eca_jax.nn.attention.gc import GCOptions, build_gc
 from eca_jax.nn.attention.mca import MCA
 from eca_jax.nn.attention.se import ESE, SE, SE_Var1, SEOptions, grouped, groups_of
 from eca_jax.nn.attention.simam import SimAM, SimAMOptions
@@ -55,6 +56,7 @@ ATTENTIONS: Registry[Attention] = Registry(
         "mca": Attention(of_slot(MCA)),
         "simam": Attention(of_slot(SimAM), SimAMOptions),
         "fca": Attention(of_slot(FCA), FCAOptions),
+        "gc": Attention(build_gc, GCOptions),
     },
     attention_fault,
 )
