@@ -28,6 +28,7 @@ from eca_jax.nn.attention.eca import (
 from eca_jax.nn.attention.fca import FCA as FCA
 from eca_jax.nn.attention.gc import GC as GC
 from eca_jax.nn.attention.mca import MCA as MCA
+from eca_jax.nn.attention.sa import SA as SA
 from eca_jax.nn.attention.se import (
     ESE as ESE,
     SE as SE,

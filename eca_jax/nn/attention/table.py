@@ -7,6 +7,7 @@ from eca_jax.nn.attention.eca import ECA, ECA_NS, ECAOptions, KernelOptions
 from eca_jax.nn.attention.fca import FCA, FCAOptions
 from eca_jax.nn.attention.gc import GCOptions, build_gc
 from eca_jax.nn.attention.mca import MCA
+from eca_jax.nn.attention.sa import SA, SAOptions
 from eca_jax.nn.attention.se import ESE, SE, SE_Var1, SEOptions, grouped, groups_of
 from eca_jax.nn.attention.simam import SimAM, SimAMOptions
 from eca_jax.nn.attention.srm import SRM
@@ -57,6 +58,7 @@ ATTENTIONS: Registry[Attention] = Registry(
         "simam": Attention(of_slot(SimAM), SimAMOptions),
         "fca": Attention(of_slot(FCA), FCAOptions),
         "gc": Attention(build_gc, GCOptions),
+        "sa": Attention(of_slot(SA), SAOptions),
     },
     attention_fault,
 )
