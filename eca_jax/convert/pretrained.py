@@ -199,8 +199,7 @@ def load(
     origin, architecture = identify(file)
     timm = None if file.metadata else read_config(path.parent)
     if timm is not None:
-        timm.check(architecture)
-        architecture = dataclasses.replace(architecture, output_stride=timm.output_stride)
+        architecture = timm.completed(architecture)
     wanted = undecided(architecture, wanted)
     model = from_state_dict(file.tensors, source=origin, architecture=architecture, skip=skip, **wanted)
     said = preprocessing(file, timm)

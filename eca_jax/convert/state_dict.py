@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from eca_jax.convert.counterparts import counterpart
 from eca_jax.convert.infer import infer
 from eca_jax.convert.leaves import BROUGHT, COUNTER, Layout, Leaf, leaves
 from eca_jax.convert.tables import TABLES, rename
@@ -19,7 +20,6 @@ from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.mobilenetv2 import MobileNetV2
 from eca_jax.models.registry import MODELS, PAPER, create_model, model_row
 from eca_jax.models.resnet import VARIANTS, Bottleneck
-from eca_jax.nn.norm import BatchNorm
 
 NATIVE = "eca_jax"
 """The source whose names and layouts are our own."""
@@ -27,9 +27,6 @@ SOURCES = (*TABLES, NATIVE)
 Tensors = Mapping[str, np.ndarray]
 T = TypeVar("T")
 WRAPPED = ("module.", "_orig_mod.")
-
-# Attentions that the classes of a source have; what a source cannot say would be computed differently there.
-EXPRESSIBLE = {"ecanet": ("none", "eca", "eca_ns"), "torchvision": ("none",), "timm": ("none", "eca", "se")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +113,7 @@ def to_state_dict(model: Backbone, source: str) -> dict[str, np.ndarray]:
     tensors = {}
     for entry in entries(model, source):
         tensors[entry.name] = entry.to_source(np.asarray(entry.leaf.variable[...]))
-        if entry.leaf.name == "var" and source != NATIVE:
+        if _is_variance(entry.leaf) and source != NATIVE:
             tensors[entry.name.removesuffix("running_var") + COUNTER] = np.zeros((), np.int64)
     return tensors
 
@@ -264,8 +261,8 @@ def unwrapped(tensors: Mapping[str, T]) -> Mapping[str, T]:
 
 
 def _is_variance(leaf: Leaf) -> bool:
-    """Whether a square root is taken of it."""
-    return issubclass(leaf.layer, BatchNorm) and leaf.name == "var"
+    """Whether it is that of a batch norm, also of one inside an attention: a square root is taken of it."""
+    return isinstance(leaf.variable, nnx.BatchStat) and leaf.path.endswith(".var")
 
 
 def _some(keys: Sequence[str], n: int = 6) -> str:
@@ -293,28 +290,19 @@ def _check_expressible(model: Backbone, source: str) -> None:
         return
     if source not in TABLES:
         raise EcaJaxError(f"unknown source {source!r}; expected one of {', '.join(SOURCES)}")
-    architecture, attention = model.architecture, model.architecture.attention
+    architecture = model.architecture
     brought = any(source in BROUGHT.get(leaf.layer, ()) for leaf in leaves(model))
     reason = None
     if type(model) not in TABLES[source]:
         reason = f"the backbone {architecture.name!r}"
-    elif attention.kind not in EXPRESSIBLE[source] and not brought:
-        reason = f"the attention {attention.kind!r}"
-    elif attention.kind == "eca" and attention.options.circular:
-        reason = "circular padding in ECA"
-    elif attention.kind == "se" and not attention.options.bias:
-        reason = "SE without biases"
-    elif source == "timm" and attention.kind == "eca" and not _follows_formula(architecture):
-        reason = (
-            f"the kernel sizes {attention.options.kernel_sizes} (its ECA always has the formula's: train with "
-            "--model.attention.kernel-sizes adaptive)"
-        )
+    elif not brought and isinstance(lacking := counterpart(architecture, source), str):
+        reason = lacking
     elif source != "timm" and MODELS[architecture.name][0] not in PAPER:
         reason = f"the stem and shortcuts of {architecture.name!r}"
     elif architecture.output_stride != 32 and not _dilates(architecture, source):
         reason = f"the output_stride {architecture.output_stride} in {architecture.name!r}"
     elif isinstance(model, MobileNetV2) and (
-        architecture.small_stem or (source == "timm" and attention.kind != "none")
+        architecture.small_stem or (source == "timm" and architecture.attention.kind != "none")
     ):
         reason = "such a MobileNetV2"
     if reason:
@@ -326,12 +314,6 @@ def _dilates(architecture: Architecture, source: str) -> bool:
     variant = VARIANTS.get(MODELS[architecture.name][0])
     bottlenecks = variant is not None and variant.block is Bottleneck
     return source == "timm" or (source == "torchvision" and bottlenecks)
-
-
-def _follows_formula(architecture: Architecture) -> bool:
-    """timm's own networks were published with the formula's sizes."""
-    policy = architecture.attention.options.kernel_sizes
-    return policy == "adaptive" or (policy == "released" and MODELS[architecture.name][0] not in PAPER)
 
 
 def momentum_to_state_dict(model: Backbone, trace: nnx.State, source: str) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from eca_jax.convert.counterparts import Counterpart, as_called, counterpart
 from eca_jax.convert.files import to_safetensors
 from eca_jax.convert.leaves import BROUGHT, leaves
 from eca_jax.convert.state_dict import Tensors
@@ -45,9 +46,21 @@ class TimmConfig:
     num_classes: int | None
     in_channels: int
     output_stride: int
+    attention: str | None
+    """timm's name of the attention; None where that of the model says it."""
 
-    def check(self, found: Architecture) -> None:
-        """Refuses weights that are not of the model that the file says."""
+    def completed(self, found: Architecture) -> Architecture:
+        """What names and shapes do not say, as the file says it.
+
+        Raises:
+          EcaJaxError: the weights are not of the model that the file says.
+        """
+        self._check(found)
+        if self.attention is not None:
+            found = as_called(found, "timm", self.attention)
+        return dataclasses.replace(found, output_stride=self.output_stride)
+
+    def _check(self, found: Architecture) -> None:
         names = {timm_name(found)[0], plain_name(found)}  # an attention may be in the arguments as well
         for key, values in (
             ("architecture", names),
@@ -92,6 +105,11 @@ def read_config(directory: pathlib.Path) -> TimmConfig | None:
             from_plain(config.get("num_classes"), int | None, "num_classes"),  # pyright: ignore[reportArgumentType]
             from_plain(channels, int, "input_size"),
             from_plain(arguments.get("output_stride", 32), int, "model_args.output_stride"),
+            from_plain(
+                (arguments.get("block_args") or {}).get("attn_layer"),
+                str | None,  # pyright: ignore[reportArgumentType]
+                "model_args.block_args.attn_layer",
+            ),
         )
     except EcaJaxError as error:
         raise EcaJaxError(f"{path}: {error}") from error
@@ -146,6 +164,10 @@ def _not_built(model: Backbone) -> Iterator[str]:
         yield "small_stem"
     if architecture.width_multiplier != 1:
         yield f"width_multiplier {architecture.width_multiplier}"
+    theirs = counterpart(architecture, "timm")
+    if isinstance(theirs, Counterpart) and theirs.arguments:
+        said = ", ".join(f"{name}={value!r}" for name, value in theirs.arguments.items())
+        yield f"the arguments {said} of {theirs.name!r}"
     if any(leaf.layer in BROUGHT for leaf in leaves(model)):
         yield f"the attention {architecture.attention.kind!r} of a plugin"
     for leaf in leaves(model):
@@ -164,11 +186,12 @@ def plain_name(architecture: Architecture) -> str:
 
 def timm_name(architecture: Architecture) -> tuple[str, dict[str, Any]]:
     """What timm's `create_model` builds it by: a name, and arguments besides."""
-    own, kind = MODELS[architecture.name][1], architecture.attention.kind
+    own, theirs = MODELS[architecture.name][1], counterpart(architecture, "timm")
+    layer = theirs.name if isinstance(theirs, Counterpart) else architecture.attention.kind  # that of a plugin
     arguments = {} if architecture.output_stride == 32 else {"output_stride": architecture.output_stride}
-    if architecture.name in NAMES and kind == own.kind:
+    if architecture.name in NAMES and layer in ("", own.kind):
         return architecture.name, arguments
-    return plain_name(architecture), arguments | ({} if kind == "none" else {"block_args": {"attn_layer": kind}})
+    return plain_name(architecture), arguments | ({"block_args": {"attn_layer": layer}} if layer else {})
 
 
 def _config(model: Backbone, tensors: Tensors, class_names: Sequence[str] | None) -> dict[str, Any]:

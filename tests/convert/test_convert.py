@@ -29,6 +29,8 @@ from eca_jax.sharding import make_mesh
 from tests.damage import refusal
 from tests.tiny import brought_from_outside, register
 
+CIRCULAR = AttentionConfig(circular=True)
+
 
 def randomised(name: str, **options):
     """A narrow model whose weights and running statistics are all random."""
@@ -102,7 +104,7 @@ def test_what_the_weights_decide_is_not_asked_for_otherwise(tmp_path):
         ),
         (
             "attention",
-            AttentionConfig(circular=True),
+            CIRCULAR,
             ".*circular=False.*, got .*circular=True",
         ),
         ("attention", 3, "expected an AttentionConfig or a kind"),
@@ -161,9 +163,19 @@ def test_a_state_dict_says_what_it_does_not_hold(tmp_path):
     ("name", "options", "source", "reason"),
     [
         ("eca_resnet18", {}, "torchvision", "the attention 'eca'"),
-        ("eca_resnet50", {}, "timm", "the kernel sizes released"),
-        ("eca_resnet18", {"attention": AttentionConfig(circular=True)}, "ecanet", "circular padding in ECA"),
-        ("se_resnet50", {}, "timm", "SE without biases"),
+        (
+            "eca_resnet50",
+            {},
+            "timm",
+            "the attention 'eca' and kernel_sizes released .train with --model.attention.kernel-sizes adapt",
+        ),
+        (
+            "eca_resnet18",
+            {"attention": AttentionConfig(circular=True)},
+            "ecanet",
+            "the attention 'eca' and circular True",
+        ),
+        ("se_resnet50", {}, "timm", "the attention 'se' and bias False"),
         ("se_resnet50", {}, "ecanet", "the attention 'se'"),
         ("ecaresnet50d", {}, "ecanet", "the stem and shortcuts of 'ecaresnet50d'"),
         ("mobilenet_v2", {"small_stem": True}, "torchvision", "such a MobileNetV2"),

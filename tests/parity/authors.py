@@ -6,7 +6,10 @@ import numpy as np
 import timm.layers
 import torch
 import torchvision
+from flax import nnx
 from torchvision.models import resnet
+
+from eca_jax.convert.leaves import COUNTER, leaves
 
 RESNETS = {
     "resnet18": (resnet.BasicBlock, (2, 2, 2, 2), (3, 5, 7, 7)),
@@ -130,3 +133,14 @@ def worst(actual: dict, expected: dict) -> tuple[float, str]:
 
 
 FLOAT64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+
+
+def exchange(ours: nnx.Module, theirs: torch.nn.Module) -> None:
+    """Gives our layer the weights of theirs by the conversion's rules, and sees that the way back gives all of them."""
+    tensors = {name: value for name, value in arrays(theirs).items() if not name.endswith(COUNTER)}
+    found = {leaf.torch_name: leaf for leaf in leaves(ours)}
+    assert list(found) == list(tensors)
+    for name, leaf in found.items():
+        leaf.variable.set_value(jnp.asarray(leaf.layout.from_torch(tensors[name])))
+        back = np.asarray(leaf.layout.to_torch(np.asarray(leaf.variable[...])))
+        np.testing.assert_array_equal(back, tensors[name], err_msg=name)

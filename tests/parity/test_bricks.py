@@ -14,6 +14,7 @@ from eca_jax.config import OptimConfig  # noqa: E402
 from eca_jax.nn import ECA, SE, BatchNorm, adaptive_kernel_size  # noqa: E402
 from eca_jax.nn.attention import ESE, SEOptions, Slot  # noqa: E402
 from eca_jax.optim import learning_rate, make_optimizer  # noqa: E402
+from tests.parity import authors  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -30,7 +31,7 @@ def apply_both(ours, theirs, rng, channels):
 def test_eca_is_timm_s(rng, module, circular, k):
     theirs = getattr(timm_layers, module)(kernel_size=k)
     ours = ECA(24, k, circular=circular, rngs=nnx.Rngs(0))
-    ours.kernel[...] = jnp.asarray(theirs.conv.weight.detach().numpy().reshape(k))
+    authors.exchange(ours, authors.randomise(theirs))
     apply_both(ours, theirs, rng, 24)
 
 
@@ -50,8 +51,7 @@ def copy_layer(mine, other):
 def test_se_is_timm_s(rng, bias):
     theirs = timm_layers.SEModule(32, rd_channels=8, bias=bias)
     ours = SE(32, 8, bias=bias, rngs=nnx.Rngs(0))
-    copy_layer(ours.fc1, theirs.fc1)
-    copy_layer(ours.fc2, theirs.fc2)
+    authors.exchange(ours, authors.randomise(theirs))
     apply_both(ours, theirs, rng, 32)
 
 
