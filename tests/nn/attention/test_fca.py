@@ -86,7 +86,9 @@ def test_what_it_cannot_take():
     module = FCA(16, rngs=nnx.Rngs(0))
     with pytest.raises(EcaJaxError, match="fca: a map of 8 x 6 pixels"):
         module(jnp.ones((1, 8, 6, 16)))
-    with pytest.raises(EcaJaxError, match=r"fca: expected images \(b, h, w, c\), got .*\(1, 9, 16\)"):
+    with pytest.raises(
+        EcaJaxError, match=r"fca: expected the activation of images, \(b, h, w, c\), got .*\(1, 9, 16\)"
+    ):
         module(jnp.ones((1, 9, 16)))
     assert FCA(16, grid=7, rngs=nnx.Rngs(0))(jnp.ones((1, 1, 1, 16))).shape == (1, 1, 1, 16)
 
