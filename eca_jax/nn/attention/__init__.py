@@ -18,6 +18,7 @@ from eca_jax.nn.attention.base import (
 )
 from eca_jax.nn.attention.cbam import CBAM as CBAM
 from eca_jax.nn.attention.config import AttentionConfig as AttentionConfig, build_attention as build_attention
+from eca_jax.nn.attention.coordinate import CoordinateAttention as CoordinateAttention
 from eca_jax.nn.attention.eca import (
     ECA as ECA,
     ECA_NS as ECA_NS,

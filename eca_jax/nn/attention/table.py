@@ -3,6 +3,7 @@
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention.base import Attention, Identity, attention_fault, of_slot
 from eca_jax.nn.attention.cbam import CBAM, CBAMOptions
+from eca_jax.nn.attention.coordinate import CoordinateAttention, CoordinateOptions
 from eca_jax.nn.attention.eca import ECA, ECA_NS, ECAOptions, KernelOptions
 from eca_jax.nn.attention.fca import FCA, FCAOptions
 from eca_jax.nn.attention.gc import GCOptions, build_gc
@@ -59,6 +60,7 @@ ATTENTIONS: Registry[Attention] = Registry(
         "fca": Attention(of_slot(FCA), FCAOptions),
         "gc": Attention(build_gc, GCOptions),
         "sa": Attention(of_slot(SA), SAOptions),
+        "coordinate": Attention(of_slot(CoordinateAttention), CoordinateOptions),
     },
     attention_fault,
 )
