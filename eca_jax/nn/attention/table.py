@@ -5,6 +5,7 @@ from eca_jax.nn.attention.base import Attention, Identity, attention_fault, of_s
 from eca_jax.nn.attention.cbam import CBAM, CBAMOptions
 from eca_jax.nn.attention.coordinate import CoordinateAttention, CoordinateOptions
 from eca_jax.nn.attention.eca import ECA, ECA_NS, ECAOptions, KernelOptions
+from eca_jax.nn.attention.ela import ELA, ELAOptions
 from eca_jax.nn.attention.fca import FCA, FCAOptions
 from eca_jax.nn.attention.gc import GCOptions, build_gc
 from eca_jax.nn.attention.mca import MCA
@@ -61,6 +62,7 @@ ATTENTIONS: Registry[Attention] = Registry(
         "gc": Attention(build_gc, GCOptions),
         "sa": Attention(of_slot(SA), SAOptions),
         "coordinate": Attention(of_slot(CoordinateAttention), CoordinateOptions),
+        "ela": Attention(of_slot(ELA), ELAOptions),
     },
     attention_fault,
 )
