@@ -27,6 +27,7 @@ from eca_jax.nn.attention.eca import (
     adaptive_kernel_size as adaptive_kernel_size,
 )
 from eca_jax.nn.attention.ela import ELA as ELA
+from eca_jax.nn.attention.ema import EMA as EMA
 from eca_jax.nn.attention.fca import FCA as FCA
 from eca_jax.nn.attention.gc import GC as GC
 from eca_jax.nn.attention.mca import MCA as MCA

@@ -6,6 +6,7 @@ from eca_jax.nn.attention.cbam import CBAM, CBAMOptions
 from eca_jax.nn.attention.coordinate import CoordinateAttention, CoordinateOptions
 from eca_jax.nn.attention.eca import ECA, ECA_NS, ECAOptions, KernelOptions
 from eca_jax.nn.attention.ela import ELA, ELAOptions
+from eca_jax.nn.attention.ema import EMA, EMAOptions
 from eca_jax.nn.attention.fca import FCA, FCAOptions
 from eca_jax.nn.attention.gc import GCOptions, build_gc
 from eca_jax.nn.attention.mca import MCA
@@ -63,6 +64,7 @@ ATTENTIONS: Registry[Attention] = Registry(
         "sa": Attention(of_slot(SA), SAOptions),
         "coordinate": Attention(of_slot(CoordinateAttention), CoordinateOptions),
         "ela": Attention(of_slot(ELA), ELAOptions),
+        "ema": Attention(of_slot(EMA), EMAOptions),
     },
     attention_fault,
 )
