@@ -1,5 +1,6 @@
-"""Looking at what a trained network does."""
+"""Looking at what a network costs, and at what a trained one does."""
 
+from eca_jax.analysis.complexity import Complexity as Complexity, Layer as Layer, complexity as complexity
 from eca_jax.analysis.gates import (
     GateStatistics as GateStatistics,
     channel_gates as channel_gates,
