@@ -7,3 +7,4 @@ from eca_jax.analysis.gates import (
     class_means as class_means,
     gate_statistics as gate_statistics,
 )
+from eca_jax.analysis.paper_flops import paper_flops as paper_flops
