@@ -19,6 +19,13 @@ RESNET50 = {
     "eca": 80,
     "eca_ns": 86_272,
     "se": 2_514_944,
+    "ese": 20_134_656,
+    "se_var1": 0,
+    "se_var2": 15_104,
+    "se_var3": 20_119_552,
+    "se_gc1": 1_257_472,
+    "se_gc2": 241_664,
+    "se_gc3": 120_832,
 }
 """Kind -> what its default adds to ResNet-50 with 224 pixels."""
 
@@ -28,8 +35,11 @@ OTHERS = [
     ("resnet50", "eca", {"kernel_sizes": "adaptive", "circular": True}, 86),
     ("resnet50", "eca_ns", {"kernel_sizes": 3}, 45_312),
     ("resnet50", "se", {"bias": True}, 2_530_992),
+    ("resnet50", "se", {"bias": True, "divisor": 8}, 2_530_992),
     ("mobilenet_v2", "eca", {}, 31),
     ("mobilenet_v2", "se", {}, 56_928),
+    ("mobilenet_v2", "se_var2", {}, 1_504),
+    ("mobilenet_v2", "se_var3", {}, 227_712),
     ("resnet18", "eca", {}, 44),
     ("resnet34", "eca", {}, 72),
     ("resnet101", "eca", {}, 157),
