@@ -35,6 +35,7 @@ COUNTERPARTS: dict[str, tuple[Counterpart, ...]] = {
     "timm": (
         Counterpart("none"),
         Counterpart("se", {"bias": True}, "se"),
+        Counterpart("ese", {}, "ese"),
         Counterpart("eca", {"circular": False, "kernel_sizes": "adaptive"}, "eca"),
         Counterpart("eca", {"circular": True, "kernel_sizes": "adaptive"}, "ceca"),
     ),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.models import resnet
@@ -11,8 +11,13 @@ from eca_jax.models.mobilenetv2 import STAGES, released_kernel_size
 from eca_jax.models.registry import MODELS
 from eca_jax.models.resnet import VARIANTS, BasicBlock, Bottleneck, Variant
 from eca_jax.nn.attention import AttentionConfig, KernelSizes, adaptive_kernel_size
+from eca_jax.nn.attention.se import hidden_width
 
 Shapes = Mapping[str, tuple[int, ...]]
+Slots = Sequence[Shapes]
+"""The arrays of the attention in the first block of every stage."""
+SE_DIVISOR = 8
+"""timm rounds the hidden channels of SE, c / 16, to a multiple of it."""
 
 
 def infer(shapes: Shapes) -> tuple[str, Architecture]:
@@ -60,16 +65,14 @@ def _resnet(shapes: Shapes) -> tuple[str, Architecture]:
     channels = [int(planes * width) * block.expansion for planes in (64, 128, 256, 512)]
     source, attention = "timm" if deep or average else "torchvision", AttentionConfig("none")
     for name, place in (("ecanet", "eca"), ("timm", "se")):
-        if f"layer1.0.{place}.conv.weight" in shapes:
+        slots = [_below(shapes, f"{stage}.0.{place}.") for stage in resnet.STAGES]
+        if "conv.weight" in slots[0]:
             sizes = tuple(_kernel_size(shapes, rf"{stage}\.\d+\.{place}\.conv\.weight") for stage in resnet.STAGES)
-            shared = shapes[f"layer1.0.{place}.conv.weight"][0] == 1
+            shared = slots[0]["conv.weight"][0] == 1
             policy = _policy(sizes, VARIANTS[backbone].released, channels)
             source, attention = name, AttentionConfig("eca" if shared else "eca_ns", kernel_sizes=policy)
-    if "layer1.0.se.fc1.weight" in shapes:
-        hidden, squeezed = shapes["layer1.0.se.fc1.weight"][:2]
-        reduction = None if squeezed // hidden == 16 else squeezed // hidden
-        source = "timm"
-        attention = AttentionConfig("se", bias="layer1.0.se.fc1.bias" in shapes, reduction=reduction)
+        elif seen := next((seen for sign, seen in OF_TIMM.items() if sign in slots[0]), None):
+            source, attention = "timm", seen(slots)
     return source, Architecture(
         _name(backbone, attention),
         shapes["fc.weight"][0],
@@ -78,6 +81,31 @@ def _resnet(shapes: Shapes) -> tuple[str, Architecture]:
         width,
         in_channels=shapes["conv1.0.weight" if deep else "conv1.weight"][1],
     )
+
+
+def _below(shapes: Shapes, prefix: str) -> Shapes:
+    """What is below a layer, by the rest of its name."""
+    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+
+
+def _se(slots: Slots) -> AttentionConfig:
+    """The reduction is that of the last stage; where it is not that of all, the hidden widths are rounded."""
+    widths = [slot["fc1.weight"][:2] for slot in slots]
+    reduction = widths[-1][1] // widths[-1][0]
+    exact = all(hidden == hidden_width(channels, reduction) for hidden, channels in widths)
+    return AttentionConfig(
+        "se",
+        bias="fc1.bias" in slots[0],
+        reduction=None if reduction == 16 else reduction,
+        divisor=None if exact else SE_DIVISOR,
+    )
+
+
+OF_TIMM: dict[str, Callable[[Slots], AttentionConfig]] = {
+    "fc1.weight": _se,
+    "fc.weight": lambda slots: AttentionConfig("ese"),
+}
+"""An array that timm's attention of a kind has and no other -> our attention, from the shapes in every stage."""
 
 
 def _mobilenet(shapes: Shapes) -> tuple[str, Architecture]:

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from eca_jax.models.base import Backbone
-from eca_jax.nn.attention import ECA, ECA_NS, SE
+from eca_jax.nn.attention import ECA, ECA_NS, ESE, SE
 from eca_jax.nn.layers import Conv
 from eca_jax.nn.norm import BatchNorm
 
@@ -44,6 +44,7 @@ RULES: dict[type, dict[str, tuple[str, Layout]]] = {
         "fc2.kernel": ("fc2.weight", DENSE_AS_CONV),
         "fc2.bias": ("fc2.bias", SAME),
     },
+    ESE: {"fc.kernel": ("fc.weight", DENSE_AS_CONV), "fc.bias": ("fc.bias", SAME)},
 }
 """Layer -> our array -> (PyTorch's name of it, layout)."""
 COUNTER = "num_batches_tracked"

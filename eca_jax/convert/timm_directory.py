@@ -16,12 +16,15 @@ import numpy as np
 
 from eca_jax.convert.counterparts import Counterpart, as_called, counterpart
 from eca_jax.convert.files import to_safetensors
+from eca_jax.convert.infer import SE_DIVISOR
 from eca_jax.convert.leaves import BROUGHT, leaves
 from eca_jax.convert.state_dict import Tensors
 from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.registry import MODELS, TIMM
+from eca_jax.nn.attention import SE
+from eca_jax.nn.attention.se import hidden_width
 from eca_jax.plain import from_plain
 from eca_jax.tasks import Classification, Task
 
@@ -29,8 +32,6 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 """The files."""
 NAMES = {prefix + name for prefix, names in TIMM.items() for name in names}
 """What is called the same here and in timm, attention included."""
-SE_DIVISOR = 8
-"""timm rounds the hidden channels of SE, c / 16, to a multiple of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +172,9 @@ def _not_built(model: Backbone) -> Iterator[str]:
     if any(leaf.layer in BROUGHT for leaf in leaves(model)):
         yield f"the attention {architecture.attention.kind!r} of a plugin"
     for leaf in leaves(model):
-        if leaf.name == "fc1.kernel":
+        if leaf.layer is SE and leaf.name == "fc1.kernel":
             channels, hidden = leaf.variable.shape
-            if hidden * 16 != channels or hidden % SE_DIVISOR:
+            if hidden != hidden_width(channels, divisor=SE_DIVISOR):
                 yield f"SE with {hidden} hidden channels for {channels}"
                 return
 
