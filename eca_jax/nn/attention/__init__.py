@@ -29,6 +29,15 @@ from eca_jax.nn.attention.eca import (
 from eca_jax.nn.attention.ela import ELA as ELA
 from eca_jax.nn.attention.ema import EMA as EMA
 from eca_jax.nn.attention.fca import FCA as FCA
+from eca_jax.nn.attention.gather_excite import (
+    GE as GE,
+    ExtentOptions as ExtentOptions,
+    GE_Minus as GE_Minus,
+    GE_MinusExtent as GE_MinusExtent,
+    GE_Plus as GE_Plus,
+    GEOptions as GEOptions,
+    GEPlusOptions as GEPlusOptions,
+)
 from eca_jax.nn.attention.gc import GC as GC
 from eca_jax.nn.attention.mca import MCA as MCA
 from eca_jax.nn.attention.sa import SA as SA

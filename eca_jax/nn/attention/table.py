@@ -8,6 +8,7 @@ from eca_jax.nn.attention.eca import ECA, ECA_NS, ECAOptions, KernelOptions
 from eca_jax.nn.attention.ela import ELA, ELAOptions
 from eca_jax.nn.attention.ema import EMA, EMAOptions
 from eca_jax.nn.attention.fca import FCA, FCAOptions
+from eca_jax.nn.attention.gather_excite import GE, ExtentOptions, GE_Plus, GEOptions, GEPlusOptions, ge_minus, of_map
 from eca_jax.nn.attention.gc import GCOptions, build_gc
 from eca_jax.nn.attention.mca import MCA
 from eca_jax.nn.attention.sa import SA, SAOptions
@@ -61,6 +62,9 @@ ATTENTIONS: Registry[Attention] = Registry(
         "simam": Attention(of_slot(SimAM), SimAMOptions),
         "fca": Attention(of_slot(FCA), FCAOptions),
         "gc": Attention(build_gc, GCOptions),
+        "ge_minus": Attention(ge_minus, ExtentOptions),
+        "ge": Attention(of_map(GE), GEOptions),
+        "ge_plus": Attention(of_map(GE_Plus), GEPlusOptions),
         "sa": Attention(of_slot(SA), SAOptions),
         "coordinate": Attention(of_slot(CoordinateAttention), CoordinateOptions),
         "ela": Attention(of_slot(ELA), ELAOptions),
