@@ -111,13 +111,23 @@ class ECA(ChannelGate):
     """Efficient channel attention: sigmoid(conv1d(s)), one kernel of k weights slid over the channels (equation 9).
 
     It has no bias and does not flip the kernel. The channels are padded with zeros, or with `circular` they wrap
-    around. The paper's Figure 3 omits the sigmoid; its equation and the authors' code have it.
+    around. The paper's Figure 3 omits the sigmoid; its equation and the authors' code have it. It stands after the last
+    batch norm of the branch. Its gates start near 0.5; the kernel starts as PyTorch's Conv1d does.
+
+    Args:
+      kernel_size: k, an odd number; None is the formula's, `adaptive_kernel_size(channels)`.
     """
 
     def __init__(
-        self, channels: int, kernel_size: int, *, circular: bool = False, param_dtype=jnp.float32, rngs: nnx.Rngs
+        self,
+        channels: int,
+        kernel_size: int | None = None,
+        *,
+        circular: bool = False,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
-        _check_kernel_size(kernel_size)
+        kernel_size = adaptive_kernel_size(channels) if kernel_size is None else _check_kernel_size(kernel_size)
         if circular and kernel_size > channels:
             raise EcaJaxError(f"ECA: a circular kernel of {kernel_size} does not fit on {channels} channels")
         self.kernel = nnx.Param(uniform_fan_in(kernel_size)(rngs.params(), (kernel_size,), param_dtype))
