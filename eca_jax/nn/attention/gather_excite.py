@@ -132,7 +132,7 @@ class GE_MinusExtent(nnx.Module):
         """(b, ..., c) -> the same shape and dtype."""
         e, axes = self.extent, x.ndim - 2
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        pad = ((e - 1, e - 1),) * axes
+        pad: Any = ((e - 1, e - 1),) * axes
         averages = nnx.avg_pool(wide, (2 * e - 1,) * axes, (e,) * axes, pad, count_include_pad=False)
         return x * upsampled(jax.nn.sigmoid(averages).astype(x.dtype), x.shape[1:-1])
 
