@@ -17,9 +17,10 @@ from flax import nnx
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention.base import ChannelGate, Slot
+from eca_jax.nn.attention.maps import expect_map
 from eca_jax.nn.attention.se import hidden_width
 from eca_jax.nn.layers import Conv, row
-from eca_jax.nn.norm import BatchNorm
+from eca_jax.nn.norm import BatchNorm, widened
 
 EXTENTS = (2, 4, 8)
 MAX_SIDE = 512
@@ -131,7 +132,7 @@ class GE_MinusExtent(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b, ..., c) -> the same shape and dtype."""
         e, axes = self.extent, x.ndim - 2
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = widened(x)
         pad: Any = ((e - 1, e - 1),) * axes
         averages = nnx.avg_pool(wide, (2 * e - 1,) * axes, (e,) * axes, pad, count_include_pad=False)
         return x * upsampled(jax.nn.sigmoid(averages).astype(x.dtype), x.shape[1:-1])
@@ -158,8 +159,7 @@ class MapGather(nnx.Module):
                 f"GE: made for maps of {kernel.shape[0]}x{kernel.shape[1]} pixels and {kernel.shape[2]} channels, got "
                 f"an activation {x.shape}: give the right attention.sides, or an attention.extent, which fits all maps"
             )
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return self.norm((wide * kernel).sum((1, 2), keepdims=True))
+        return self.norm((widened(x) * kernel).sum((1, 2), keepdims=True))
 
 
 class StridedGather(nnx.Module):
@@ -232,10 +232,9 @@ class GE(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b, h, w, c) -> the same shape and dtype."""
-        if x.ndim != 4:
-            raise EcaJaxError(f"GE: expected images (b, h, w, c), got an activation {x.shape}")
+        sides = expect_map("ge", x)
         gates = jax.nn.sigmoid(self.excite(self.gather(x)))
-        return x * upsampled(gates.astype(x.dtype), x.shape[1:3])
+        return x * upsampled(gates.astype(x.dtype), sides)
 
 
 class GE_Plus(GE):

@@ -172,8 +172,8 @@ def test_wrong_options_are_refused(kind, options, message):
     ("extent", "shape", "message"),
     [
         (None, (2, 6, 5, 8), r"made for maps of 5x5 pixels and 8 channels, got an activation \(2, 6, 5, 8\)"),
-        (None, (2, 5, 8), r"expected images \(b, h, w, c\), got an activation \(2, 5, 8\)"),
-        (2, (2, 5, 5, 5, 8), r"expected images \(b, h, w, c\), got an activation \(2, 5, 5, 5, 8\)"),
+        (None, (2, 5, 8), r"expected the activation of images, \(b, h, w, c\), got the shape \(2, 5, 8\)"),
+        (2, (2, 5, 5, 5, 8), r"expected the activation of images, \(b, h, w, c\), got the shape \(2, 5, 5, 5, 8\)"),
     ],
 )
 def test_maps_that_do_not_fit_are_refused(extent, shape, message):
