@@ -28,16 +28,23 @@ class Counterpart:
         return {name: value for name, value in self.options.items() if given[name] != value}
 
 
+TIMM_CBAM = {"reduction": 16, "order": "mean_max", "kernel_size": 7}
+TIMM_GC = {"epsilon": 1e-6, "stages": None}
+
 COUNTERPARTS: dict[str, tuple[Counterpart, ...]] = {
     "ecanet": (Counterpart("none"), Counterpart("eca", {"circular": False}, "eca"), Counterpart("eca_ns", {}, "eca")),
     "torchvision": (Counterpart("none"),),
-    # timm.layers.create_attn; its ECA always has the formula's kernel sizes.
+    # timm.layers.create_attn. Its ECA always has the formula's kernel sizes; `gc` there multiplies, `gca` adds.
     "timm": (
         Counterpart("none"),
         Counterpart("se", {"bias": True}, "se"),
         Counterpart("ese", {}, "ese"),
         Counterpart("eca", {"circular": False, "kernel_sizes": "adaptive"}, "eca"),
         Counterpart("eca", {"circular": True, "kernel_sizes": "adaptive"}, "ceca"),
+        Counterpart("cbam", TIMM_CBAM | {"bias": False}, "cbam"),
+        Counterpart("cbam", TIMM_CBAM | {"bias": True}, "cbam", {"mlp_bias": True}),
+        Counterpart("gc", TIMM_GC | {"reduction": 8}, "gca"),
+        Counterpart("gc", TIMM_GC | {"reduction": 16}, "gca", {"rd_ratio": 1 / 16}),
     ),
 }
 """Source -> the attentions that its classes have. What is not here would be computed differently there."""
@@ -64,8 +71,9 @@ def as_called(architecture: Architecture, source: str, name: str) -> Architectur
     ECA's are those of circular ECA, and an attention without parameters leaves no trace at all. Options that the name
     does not decide stay as they are; a name that is none of `COUNTERPARTS` changes nothing.
     """
+    here = counterpart(architecture, source)
     row = next((row for row in COUNTERPARTS[source] if row.name == name), None)
-    if row is None:
+    if row is None or (isinstance(here, Counterpart) and here.name == name):
         return architecture
     if row.kind != architecture.attention.kind:
         return dataclasses.replace(architecture, attention=AttentionConfig(row.kind, **row.options).resolved())

@@ -101,9 +101,27 @@ def _se(slots: Slots) -> AttentionConfig:
     )
 
 
+def _cbam(slots: Slots) -> AttentionConfig:
+    hidden, channels = slots[-1]["channel.fc1.weight"][:2]
+    return AttentionConfig(
+        "cbam",
+        reduction=channels // hidden,
+        bias="channel.fc1.bias" in slots[0],
+        order="mean_max",
+        kernel_size=slots[0]["spatial.conv.conv.weight"][2],
+    )
+
+
+def _gc(slots: Slots) -> AttentionConfig:
+    hidden, channels = slots[-1]["mlp_add.fc1.weight"][:2]
+    return AttentionConfig("gc", reduction=channels // hidden, epsilon=1e-6)
+
+
 OF_TIMM: dict[str, Callable[[Slots], AttentionConfig]] = {
     "fc1.weight": _se,
     "fc.weight": lambda slots: AttentionConfig("ese"),
+    "channel.fc1.weight": _cbam,
+    "mlp_add.fc1.weight": _gc,
 }
 """An array that timm's attention of a kind has and no other -> our attention, from the shapes in every stage."""
 

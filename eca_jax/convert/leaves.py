@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from eca_jax.models.base import Backbone
-from eca_jax.nn.attention import ECA, ECA_NS, ESE, SE
+from eca_jax.nn.attention import CBAM, ECA, ECA_NS, ESE, GC, SE
 from eca_jax.nn.layers import Conv
 from eca_jax.nn.norm import BatchNorm
 
@@ -27,7 +27,22 @@ DENSE_AS_CONV = Layout(lambda a: a.T[:, :, None, None], lambda a: a[:, :, 0, 0].
 CONV1D = Layout(lambda a: a[None, None, :], lambda a: a[0, 0, :])  # k <-> 1 1 k
 CONV1D_DEPTHWISE = Layout(lambda a: a.T[:, None, :], lambda a: a[:, 0, :].T)  # k c <-> c 1 k
 
-RULES: dict[type, dict[str, tuple[str, Layout]]] = {
+Rules = dict[str, tuple[str, Layout]]
+"""Our array -> (PyTorch's name of it, layout)."""
+
+
+def _pointwise(ours: str, theirs: str) -> Rules:
+    """A dense layer that is a 1x1 convolution there."""
+    return {f"{ours}.kernel": (f"{theirs}.weight", DENSE_AS_CONV), f"{ours}.bias": (f"{theirs}.bias", SAME)}
+
+
+def _norm(ours: str, theirs: str) -> Rules:
+    """A batch norm; a layer norm has its first two arrays."""
+    names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    return {f"{ours}.{our}": (f"{theirs}.{their}", SAME) for our, their in names.items()}
+
+
+RULES: dict[type, Rules] = {
     Conv: {"kernel": ("weight", CONV)},
     nnx.Linear: {"kernel": ("weight", DENSE), "bias": ("bias", SAME)},
     BatchNorm: {
@@ -38,13 +53,20 @@ RULES: dict[type, dict[str, tuple[str, Layout]]] = {
     },
     ECA: {"kernel": ("conv.weight", CONV1D)},
     ECA_NS: {"kernel": ("conv.weight", CONV1D_DEPTHWISE)},
-    SE: {
-        "fc1.kernel": ("fc1.weight", DENSE_AS_CONV),
-        "fc1.bias": ("fc1.bias", SAME),
-        "fc2.kernel": ("fc2.weight", DENSE_AS_CONV),
-        "fc2.bias": ("fc2.bias", SAME),
+    SE: _pointwise("fc1", "fc1") | _pointwise("fc2", "fc2"),
+    ESE: _pointwise("fc", "fc"),
+    CBAM: {
+        **_pointwise("fc1", "channel.fc1"),
+        **_pointwise("fc2", "channel.fc2"),
+        "spatial.conv.kernel": ("spatial.conv.conv.weight", CONV),
+        **_norm("spatial.bn", "spatial.conv.bn"),
     },
-    ESE: {"fc.kernel": ("fc.weight", DENSE_AS_CONV), "fc.bias": ("fc.bias", SAME)},
+    GC: {
+        **_pointwise("mask", "conv_attn"),
+        **_pointwise("fc1", "mlp_add.fc1"),
+        **_norm("norm", "mlp_add.norm"),
+        **_pointwise("fc2", "mlp_add.fc2"),
+    },
 }
 """Layer -> our array -> (PyTorch's name of it, layout)."""
 COUNTER = "num_batches_tracked"

@@ -20,10 +20,14 @@ class GCOptions:
     """The hidden layer has channels / reduction channels."""
     stages: tuple[int, ...] | None = None
     """The stages whose blocks have it, counted from 0; None is all of them. The authors' ResNets have (1, 2, 3)."""
+    epsilon: float = 1e-5
+    """Of the layer norm; timm's is 1e-6."""
 
     def __post_init__(self):
         if self.reduction < 1:
             raise EcaJaxError(f"attention.reduction: expected 1 or more, got {self.reduction}")
+        if not self.epsilon > 0:
+            raise EcaJaxError(f"attention.epsilon: expected more than 0, got {self.epsilon}")
 
     def has(self, place: Place) -> bool:
         """Whether the blocks there have it.
@@ -57,7 +61,9 @@ class GC(nnx.Module):
     and 1e-6 in the layer norm.
     """
 
-    def __init__(self, channels: int, *, reduction: int = 16, param_dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self, channels: int, *, reduction: int = 16, epsilon: float = 1e-5, param_dtype=jnp.float32, rngs: nnx.Rngs
+    ):
         """Raises an EcaJaxError if the hidden layer would have fewer than two channels."""
         hidden = channels // reduction
         if hidden < 2:
@@ -75,7 +81,7 @@ class GC(nnx.Module):
             rngs=rngs,
         )
         self.fc1 = linear(channels, hidden, param_dtype=param_dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(hidden, epsilon=1e-5, use_fast_variance=False, param_dtype=param_dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(hidden, epsilon=epsilon, use_fast_variance=False, param_dtype=param_dtype, rngs=rngs)
         self.fc2 = nnx.Linear(hidden, channels, kernel_init=zeros, param_dtype=param_dtype, rngs=rngs)
 
     def context(self, x: jax.Array) -> jax.Array:
@@ -95,4 +101,10 @@ def build_gc(slot: Slot, options: GCOptions, rngs: nnx.Rngs) -> nnx.Module:
     """The block of one slot; no attention in stages that are to have none."""
     if not options.has(slot.place):
         return Identity()
-    return GC(slot.channels, reduction=options.reduction, param_dtype=slot.param_dtype, rngs=rngs)
+    return GC(
+        slot.channels,
+        reduction=options.reduction,
+        epsilon=options.epsilon,
+        param_dtype=slot.param_dtype,
+        rngs=rngs,
+    )

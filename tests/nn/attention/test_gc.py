@@ -52,3 +52,5 @@ def test_errors():
         GC(16, rngs=nnx.Rngs(0))
     with pytest.raises(EcaJaxError, match=r"attention\.reduction: expected 1 or more, got 0"):
         AttentionConfig("gc", reduction=0)
+    with pytest.raises(EcaJaxError, match=r"attention\.epsilon: expected more than 0, got 0"):
+        AttentionConfig("gc", epsilon=0)
