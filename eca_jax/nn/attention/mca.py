@@ -40,13 +40,16 @@ class AxisGate(nnx.Module):
         others = tuple(i for i in (1, 2, 3) if i != axis)
         mean, variance = mean_and_variance(x, others)
         of_mean, of_std = 0.5 + jax.nn.sigmoid(self.weight[...])
-        s = of_mean * mean + of_std * _root(variance)
+        s = of_mean * mean + of_std * _root(variance, mean)
         return jnp.expand_dims(jax.nn.sigmoid(_slide(s, self.kernel[...])), others)
 
 
-def _root(variance: jax.Array) -> jax.Array:
-    """The square root, whose gradient is 0 at 0 instead of infinite (and, times that of the variance, NaN)."""
-    positive = variance > 0
+def _root(variance: jax.Array, mean: jax.Array) -> jax.Array:
+    """The square root, whose gradient is 0 at 0 instead of infinite (and, times that of the variance, NaN).
+
+    What the rounding of the mean leaves of the variance of a constant counts as 0.
+    """
+    positive = variance > jnp.square(8 * jnp.finfo(mean.dtype).eps * mean)
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0)
 
 
