@@ -37,7 +37,8 @@ def check(
     (module.train if train else module.eval)()
     randomise(module, rng)
     arrays, x = arrays_of(module), rng.normal(size=shape)
-    weights = rng.normal(size=shape)
+    expected = by_hand(arrays, x)
+    weights = rng.normal(size=expected.shape)
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
 
     @jax.jit
@@ -51,7 +52,6 @@ def check(
 
     y, (dparams, dx) = run(params, jnp.asarray(x))
     assert y.dtype == jnp.float64
-    expected = by_hand(arrays, x)
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
     gradients = {**{name: np.asarray(value) for name, value in flat(dparams).items()}, "": np.asarray(dx)}
