@@ -26,6 +26,14 @@ RESNET50 = {
     "se_gc1": 1_257_472,
     "se_gc2": 241_664,
     "se_gc3": 120_832,
+    "cbam": 2_532_592,
+    "srm": 60_416,
+    "triplet": 4_800,
+    "mca": 278,
+    "simam": 0,
+    "fca": 2_514_944,
+    "gc": 2_548_000,
+    "sa": 708,
 }
 """Kind -> what its default adds to ResNet-50 with 224 pixels."""
 
@@ -36,10 +44,16 @@ OTHERS = [
     ("resnet50", "eca_ns", {"kernel_sizes": 3}, 45_312),
     ("resnet50", "se", {"bias": True}, 2_530_992),
     ("resnet50", "se", {"bias": True, "divisor": 8}, 2_530_992),
+    ("resnet50", "cbam", {"bias": False}, 2_516_544),
+    ("resnet50", "gc", {"stages": (1, 2, 3)}, 2_521_741),
     ("mobilenet_v2", "eca", {}, 31),
     ("mobilenet_v2", "se", {}, 56_928),
     ("mobilenet_v2", "se_var2", {}, 1_504),
     ("mobilenet_v2", "se_var3", {}, 227_712),
+    ("mobilenet_v2", "srm", {}, 6_016),
+    ("mobilenet_v2", "mca", {}, 251),
+    ("mobilenet_v2", "triplet", {}, 5_100),
+    ("mobilenet_v2", "simam", {}, 0),
     ("resnet18", "eca", {}, 44),
     ("resnet34", "eca", {}, 72),
     ("resnet101", "eca", {}, 157),
@@ -48,6 +62,9 @@ OTHERS = [
     ("resnet34", "se", {}, 157_184),
     ("resnet101", "se", {}, 4_743_168),
     ("resnet152", "se", {}, 6_578_176),
+    ("resnet34", "cbam", {}, 162_796),
+    ("resnet101", "cbam", {"bias": False}, 4_746_468),
+    ("resnet101", "sa", {}, 1_524),
 ]
 """(backbone, kind, options, what they add): other settings, and the other networks of the paper's tables."""
 
