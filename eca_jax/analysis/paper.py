@@ -63,6 +63,7 @@ class Gate:
 
 NONE, SE, ECA = AttentionConfig("none"), AttentionConfig("se"), AttentionConfig("eca")
 COPIED = "copied from its paper, in 10^6 and 10^9"
+UNBIASED = "parameters: without biases in its MLP; {} with them, as in its authors' code"
 NO_MODULE = f"{COPIED}; no module here"
 
 TABLE_2 = (
@@ -98,7 +99,10 @@ R50, R101, R152 = "resnet50", "resnet101", "resnet152"
 TABLE_3 = (
     Row("ResNet", R50, NONE, "24.37", "3.86", "75.20", "92.52", "1024", "1855"),
     Row("SENet", R50, SE, "26.77", "3.87", "76.71", "93.38", "759", "1620"),
-    Row("CBAM", R50, AttentionConfig("cbam"), "26.77", "3.87", "77.34", "93.69", "472", "1213"),
+    Row(
+        *("CBAM", R50, AttentionConfig("cbam", bias=False), "26.77", "3.87", "77.34", "93.69", "472", "1213"),
+        difference=UNBIASED.format("26.79"),
+    ),
     Row(
         *("A2-Nets", R50, None, "33.00", "6.50", "77.00", "93.50"),
         parameters_unit=MEGA,
@@ -106,10 +110,10 @@ TABLE_3 = (
         difference=NO_MODULE,
     ),
     Row(
-        *("GCNet", R50, AttentionConfig("gc"), "28.08", "3.87", "77.70", "93.66"),
+        *("GCNet", R50, AttentionConfig("gc", stages=(1, 2, 3)), "28.08", "3.87", "77.70", "93.66"),
         parameters_unit=MEGA,
         flops_unit=GIGA,
-        difference=COPIED,
+        difference=f"{COPIED}; in the last three stages, as its authors' networks",
     ),
     Row(
         *("GSoP-Net1", R50, None, "28.05", "6.18", "77.68", "93.98", "596", "1383"),
@@ -129,7 +133,10 @@ TABLE_3 = (
     ),
     Row("ResNet", R101, NONE, "42.49", "7.34", "76.83", "93.48", "386", "1174"),
     Row("SENet", R101, SE, "47.01", "7.35", "77.62", "93.93", "367", "1044"),
-    Row("CBAM", R101, AttentionConfig("cbam"), "47.01", "7.35", "78.49", "94.31", "270", "635"),
+    Row(
+        *("CBAM", R101, AttentionConfig("cbam", bias=False), "47.01", "7.35", "78.49", "94.31", "270", "635"),
+        difference=UNBIASED.format("47.04"),
+    ),
     Row(
         *("AA-Net", R101, None, "45.40", "8.05", "78.70", "94.40"),
         parameters_unit=MEGA,
@@ -172,7 +179,10 @@ POSTER = (
     ),
     Row("ResNet", "resnet34", NONE, "20.788", "3.427", "73.31", "91.40"),
     Row("SENet", "resnet34", SE, "20.938", "3.428", "73.87", "91.65"),
-    Row("CBAM", "resnet34", AttentionConfig("cbam"), "20.943", "-", "74.01", "91.76"),
+    Row(
+        *("CBAM", "resnet34", AttentionConfig("cbam"), "20.943", "-", "74.01", "91.76"),
+        difference="parameters: with the biases of its MLP, which Table 3 leaves out",
+    ),
     Row(
         *("ECA-Net", "resnet34", ECA, "20.788", "3.428", "74.21", "91.83"),
         weights="eca_resnet34_k3357.pth.tar",

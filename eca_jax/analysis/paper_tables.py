@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 import jax
 from flax import nnx
 
+from eca_jax.analysis.complexity import abstract_model, complexity
 from eca_jax.analysis.paper import POSTER, TABLE_2, TABLE_3, Row, Unit
+from eca_jax.analysis.paper_flops import paper_flops, undefined
 from eca_jax.analysis.table import EMPTY, Table
 from eca_jax.data.preprocess import words
-from eca_jax.models import create_model
-from eca_jax.models.base import Backbone
 from eca_jax.nn.attention import AttentionConfig
 
 CONFIGURED = {"none": "", "se": "se_", "eca": "eca_"}
@@ -50,13 +50,13 @@ class Cost:
 
 def table_2() -> Table:
     """The ablation of channel attention on ResNet-50, with the parameters that its modules add together."""
-    plain = parameters(model("resnet50", AttentionConfig("none")))
+    plain = parameters("resnet50", AttentionConfig("none"))
     rows = [
         (
             gate.method,
             gate.formula,
             gate.parameters,
-            f"{parameters(model('resnet50', gate.attention)) - plain:,}",
+            f"{parameters('resnet50', gate.attention) - plain:,}",
             gate.top1,
             gate.top5,
             gate.difference,
@@ -95,9 +95,10 @@ def networks(title: str, rows: Sequence[Row], rule: str, notes: tuple[str, ...])
     """Networks as printed and as computed; a column of which no row has anything is left out.
 
     Args:
-      rule: by which the rows' FLOPs were counted, as `Complexity.paper` takes it.
+      rule: by which the rows' FLOPs were counted, as `paper_flops` takes it.
     """
-    cells = [[column(row, cost(row, rule)) for column in COLUMNS.values()] for row in rows]
+    counted = [(row, cost(row, rule)) for row in rows]
+    cells = [[column(*it) for column in COLUMNS.values()] for it in counted]
     kept = [i for i in range(len(COLUMNS)) if any(row[i] not in EMPTY for row in cells)]
     header = tuple(COLUMNS)
     return Table(title, tuple(header[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in cells), notes)
@@ -107,10 +108,8 @@ def cost(row: Row, rule: str) -> Cost:
     """What we compute of the network of a row."""
     if row.attention is None:
         return Cost()
-    from eca_jax.analysis.complexity import complexity
-
-    counted = complexity(model(row.backbone, row.attention))
-    return Cost(counted.parameters, counted.paper(rule))
+    counted = complexity(abstract_model(row.backbone, attention=row.attention))
+    return Cost(counted.parameters, None if undefined(counted.architecture) else paper_flops(counted, rule))
 
 
 def computed(value: int | None, unit: Unit, printed: str) -> str:
@@ -164,11 +163,7 @@ def _option(name: str, value: object) -> list[str]:
     return [f"--model.attention.{name}", *words(value)]
 
 
-def model(backbone: str, attention: AttentionConfig) -> Backbone:
-    """The network of 1000 classes as shapes alone."""
-    return nnx.eval_shape(lambda: create_model(backbone, attention=attention, rngs=nnx.Rngs(0)))
-
-
-def parameters(network: nnx.Module) -> int:
-    """How many there are, from their shapes."""
+def parameters(backbone: str, attention: AttentionConfig) -> int:
+    """How many a network of 1000 classes has, from their shapes."""
+    network = abstract_model(backbone, attention=attention)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
