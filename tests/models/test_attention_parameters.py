@@ -33,7 +33,13 @@ RESNET50 = {
     "simam": 0,
     "fca": 2_514_944,
     "gc": 2_548_000,
+    "ge_minus": 0,
+    "ge": 5_549_568,
+    "ge_plus": 8_080_560,
     "sa": 708,
+    "coordinate": 1_917_832,
+    "ela": 135_936,
+    "ema": 198_368,
 }
 """Kind -> what its default adds to ResNet-50 with 224 pixels."""
 
@@ -46,6 +52,7 @@ OTHERS = [
     ("resnet50", "se", {"bias": True, "divisor": 8}, 2_530_992),
     ("resnet50", "cbam", {"bias": False}, 2_516_544),
     ("resnet50", "gc", {"stages": (1, 2, 3)}, 2_521_741),
+    ("resnet50", "coordinate", {"reduction": 24, "rounded": True, "bias": False}, 2_526_432),
     ("mobilenet_v2", "eca", {}, 31),
     ("mobilenet_v2", "se", {}, 56_928),
     ("mobilenet_v2", "se_var2", {}, 1_504),
