@@ -1,13 +1,14 @@
 """The values of a network's attention gates for given images, and what can be said of them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from eca_jax.analysis.table import Table
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Backbone
 from eca_jax.nn.attention import ChannelGate
@@ -141,8 +142,8 @@ class GateStatistics:
     """The spread over images: the variance of each channel's gate over the images, averaged over the channels; its
     root."""
     over_channels: float
-    """The spread over channels: the standard deviation, over the channels, of each channel's average over the images.
-    The squares of both spreads add up to the variance of all gates."""
+    """The spread over channels: the variance of each image's gates over the channels, averaged over the images; its
+    root."""
 
     @property
     def verdict(self) -> str:
@@ -160,14 +161,14 @@ VERDICTS: tuple[tuple[str, Callable[[GateStatistics], bool]], ...] = (
     ),
     ("the same for every image: a fixed scale for each channel", lambda s: s.over_images < SAME),
     ("saturated: channels are either on or off", lambda s: s.near_zero + s.near_one >= STUCK),
-    ("the same for all channels: a scale for each image", lambda s: s.over_channels < SAME),
+    ("the same for every channel: one scale for each image", lambda s: s.over_channels < SAME),
     ("differs between images and between channels", lambda s: True),
 )
 """What is said of a block -> when; the first that applies counts."""
 
 THRESHOLDS = (
-    f"at 0.5: within {HALF} of it; closed: below {LOW}; open: above {HIGH}. A block is called so where {STUCK:.0%} of "
-    f"its gates are. The same: a spread (standard deviation) below {SAME}."
+    f"At 0.5: within {HALF} of it; closed: below {LOW}; open: above {HIGH}. A block is called so where at least "
+    f"{STUCK:.0%} of its gates are. The same: a spread (standard deviation) below {SAME}."
 )
 """The thresholds of the verdicts, in words."""
 
@@ -183,17 +184,46 @@ def gate_statistics(gates: np.ndarray) -> GateStatistics:
         raise EcaJaxError(f"gates: expected an array (images, channels), got the shape {gates.shape}")
     if not np.isfinite(gates).all():
         raise EcaJaxError("gates that are not finite numbers: the weights are damaged, or of a training that failed")
-    percentiles = np.percentile(gates, (1, 25, 50, 75, 99))
+    lowest, lower, median, upper, highest = map(float, np.percentile(gates, (1, 25, 50, 75, 99)))
     return GateStatistics(
-        *gates.shape,
-        float(gates.mean()),
-        *map(float, percentiles),
+        images=gates.shape[0],
+        channels=gates.shape[1],
+        mean=float(gates.mean()),
+        low_percentile=lowest,
+        lower_quartile=lower,
+        median=median,
+        upper_quartile=upper,
+        high_percentile=highest,
         near_half=float(np.mean(np.abs(gates - 0.5) < HALF)),
         near_zero=float(np.mean(gates < LOW)),
         near_one=float(np.mean(gates > HIGH)),
         over_images=float(np.sqrt(gates.var(axis=0).mean())),
-        over_channels=float(gates.mean(axis=0).std()),
+        over_channels=float(np.sqrt(gates.var(axis=1).mean())),
     )
+
+
+def to_rows(blocks: Mapping[str, GateStatistics]) -> list[dict[str, object]]:
+    """A row of a table for each block, for programs."""
+    return [{"block": name, **dataclasses.asdict(one), "verdict": one.verdict} for name, one in blocks.items()]
+
+
+def to_table(blocks: Mapping[str, GateStatistics], title: str) -> Table:
+    """The statistics of every block for people, with a verdict each, and what it means below."""
+    header = ("block", "channels", "median", "middle 98%", "at 0.5 (%)", "closed (%)", "open (%)")
+    rows = tuple(
+        (
+            name,
+            str(one.channels),
+            f"{one.median:.3f}",
+            f"{one.low_percentile:.3f} to {one.high_percentile:.3f}",
+            *(f"{100 * share:.1f}" for share in (one.near_half, one.near_zero, one.near_one)),
+            f"{one.over_images:.3f}",
+            f"{one.over_channels:.3f}",
+            one.verdict,
+        )
+        for name, one in blocks.items()
+    )
+    return Table(title, (*header, "spread over images", "over channels", "verdict"), rows, (THRESHOLDS,))
 
 
 def class_means(gates: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -1,0 +1,21 @@
+"""Figures for papers, drawn with matplotlib (the extra `plots`).
+
+A function `plot_...` draws into the axes that it is given, or into new ones of a column's width, and returns them. A
+function `..._figure` puts several panels together. The numbers come from `eca_jax.analysis`.
+"""
+
+from eca_jax.plots.channel_weights import (
+    channel_weights_figure as channel_weights_figure,
+    plot_channel_weights as plot_channel_weights,
+)
+from eca_jax.plots.files import to_bytes as to_bytes
+from eca_jax.plots.gates import (
+    gates_figure as gates_figure,
+    plot_gate_distribution as plot_gate_distribution,
+    plot_gate_shares as plot_gate_shares,
+    plot_gate_spreads as plot_gate_spreads,
+)
+from eca_jax.plots.kernel_size import (
+    kernel_size_figure as kernel_size_figure,
+    plot_kernel_size as plot_kernel_size,
+)

@@ -1,0 +1,86 @@
+"""What the gates of every block are: how they are distributed, whether they are stuck, and over what they vary."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eca_jax.analysis.gates import HALF, HIGH, LOW, SAME, GateStatistics
+from eca_jax.plots.style import COLORS, COLUMN, GREY, PAGE, new_figure, own_or_new, styled
+
+Blocks = Mapping[str, GateStatistics]
+"""The name of each block, in the order of the network -> its statistics."""
+
+
+def plot_gate_distribution(blocks: Blocks, *, ax: Axes | None = None) -> Axes:
+    """The median, the middle half and the middle 98% of the gates of each block."""
+    x, values = np.arange(len(blocks)), list(blocks.values())
+    with styled():
+        ax = own_or_new(ax, 1.8)
+        ax.axhline(0.5, color=GREY, lw=0.6, ls=":", zorder=0)
+        low, high = ([getattr(v, f"{end}_percentile") for v in values] for end in ("low", "high"))
+        ax.vlines(x, low, high, color=COLORS[0], lw=0.8, label="middle 98%")
+        lower, upper = ([getattr(v, f"{end}_quartile") for v in values] for end in ("lower", "upper"))
+        ax.vlines(x, lower, upper, color=COLORS[5], lw=3.5, label="middle 50%")
+        ax.plot(x, [v.median for v in values], "_", color="black", markersize=6, label="median")
+        ax.set_ylim(min(0, *low), max(1, *high))
+        ax.set_ylabel("gate")
+        _finish(ax, blocks)
+    return ax
+
+
+def plot_gate_shares(blocks: Blocks, *, ax: Axes | None = None) -> Axes:
+    """The shares of gates near 0, at 0.5 and near 1, in per cent, of each block."""
+    x, values = np.arange(len(blocks)), list(blocks.values())
+    with styled():
+        ax = own_or_new(ax, 1.8)
+        for name, label, color, marker in (
+            ("near_zero", f"below {LOW}", COLORS[0], "v"),
+            ("near_half", f"within {HALF} of 0.5", "black", "o"),
+            ("near_one", f"above {HIGH}", COLORS[1], "^"),
+        ):
+            ax.plot(x, [100 * getattr(v, name) for v in values], marker, ls="-", lw=0.6, color=color, label=label)
+        ax.set_ylim(-4, 104)
+        ax.set_ylabel("share of gates (%)")
+        _finish(ax, blocks)
+    return ax
+
+
+def plot_gate_spreads(blocks: Blocks, *, ax: Axes | None = None) -> Axes:
+    """The spread of the gates over images and over channels, as standard deviations, of each block."""
+    x, values = np.arange(len(blocks)), list(blocks.values())
+    with styled():
+        ax = own_or_new(ax, 1.8)
+        for name, label, color, marker in (
+            ("over_images", "over images", COLORS[1], "o"),
+            ("over_channels", "over channels", COLORS[0], "s"),
+        ):
+            ax.plot(x, [getattr(v, name) for v in values], marker, ls="-", lw=0.6, color=color, label=label)
+        ax.axhline(SAME, color=GREY, lw=0.6, ls=":", label="counts as none", zorder=0)
+        ax.set_ylim(bottom=0)
+        ax.set_ylabel("spread of gates")
+        _finish(ax, blocks)
+    return ax
+
+
+WIDE = 20
+"""A figure of more blocks than this has the width of a page."""
+
+
+def gates_figure(blocks: Blocks) -> Figure:
+    """The three panels, one below the other."""
+    with styled():
+        figure = new_figure(COLUMN if len(blocks) <= WIDE else PAGE, 5.0)
+        panels = figure.subplots(3, 1, sharex=True)
+        for plot, ax in zip((plot_gate_distribution, plot_gate_shares, plot_gate_spreads), panels, strict=True):
+            plot(blocks, ax=ax)
+            ax.set_xlabel("block" if ax is panels[-1] else "")
+    return figure
+
+
+def _finish(ax: Axes, blocks: Blocks) -> None:
+    """Names the blocks below the axis, and puts the legend above, where it hides nothing."""
+    ax.set_xticks(range(len(blocks)), list(blocks), rotation=90)
+    ax.set_xlabel("block")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1.2)
