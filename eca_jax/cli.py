@@ -1,5 +1,5 @@
 """The commands: `eca-jax train | evaluate | predict | prepare | check | convert | export | precompile | benchmark |
-table`.
+table | figure`.
 
 `python train.py` is `eca-jax train`.
 
@@ -124,17 +124,22 @@ def _train(args: Sequence[str] | None, prog: str) -> int:
     result = train(config, profile=known.profile)
     say = print if jax.process_index() == 0 else (lambda _: None)
     if not result.finished:
-        number = signal.Signals(result.signal or signal.SIGTERM)
-        say(f"stopped by {number.name} at step {result.step} of {result.total_steps}; the same command continues it")
-        if result.checkpoint:
-            say(f"checkpoint: {result.checkpoint}")
-        return EXIT_SIGNAL + number
+        return _stopped(result, say)
     if result.new_steps == 0:
         say(f"nothing left to do: {config.workdir} is at step {result.step} of {result.total_steps}; see --epochs")
     if result.evaluation:
         say(f"held-out {config.task.describe(result.evaluation)}")
     say(f"checkpoint: {result.checkpoint}")
     return EXIT_OK
+
+
+def _stopped(result: Any, say: Callable[[str], object]) -> int:
+    """Says where a signal has stopped a training, and returns the exit status."""
+    number = signal.Signals(result.signal or signal.SIGTERM)
+    say(f"stopped by {number.name} at step {result.step} of {result.total_steps}; the same command continues it")
+    if result.checkpoint:
+        say(f"checkpoint: {result.checkpoint}")
+    return EXIT_SIGNAL + number
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -177,17 +182,25 @@ def _command_parser() -> tuple[Parser, Mapping[str, Parser]]:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.type = str  # it is given the whole rest of the line: the command's parser looks at the values
     commands.add_parser("train", help="train what a configuration describes; the same as train.py")
+    parsers, places = {"train": commands.choices["train"]}, {"": commands}
     for name, it in COMMANDS.items():
+        group, _, last = name.rpartition(" ")
+        if group not in places:
+            place = commands.add_parser(group, help=GROUPS[group])
+            places[group] = place.add_subparsers(required=True, metavar=group.upper())
+            places[group].type = str
         besides = (
             f"Any field of the configuration can be set besides, as in train.py: {it.fields}" if it.fields else None
         )
-        command = commands.add_parser(name, help=it.about, description=besides, allow_abbrev=not it.fields)
+        command = places[group].add_parser(last, help=it.about, description=besides, allow_abbrev=not it.fields)
         it.arguments(command)
-    for command in commands.choices.values():
+        command.set_defaults(command=name)
+        parsers[name] = command
+    for command in parsers.values():
         command.add_argument(
             "--plugin", action="append", default=[], metavar="MODULE", help="a module, or FILE.py, to import before"
         )
-    return parser, commands.choices
+    return parser, parsers
 
 
 def _import_jax() -> None:
@@ -670,6 +683,134 @@ def _table(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _add_output_argument(command: Parser, name: str) -> None:
+    about = f"files to write, .png, .svg or .pdf (default: {name}.png {name}.svg); the numbers go into a .csv beside"
+    command.add_argument("--output", nargs="+", metavar="FILE", default=[f"{name}.png", f"{name}.svg"], help=about)
+
+
+def _add_images_arguments(command: Parser, images: int, of: str) -> None:
+    command.add_argument("--data", help="a TFDS name, or folder:/path; default: the data of the run")
+    command.add_argument("--split", help="in TFDS's notation; default: the run's eval_split, or validation or test")
+    command.add_argument("--data-dir", help="where TFDS data sets are; default: the run's, or TFDS's own")
+    command.add_argument("--images", type=_positive, default=images, help=f"{of} (default: {images})")
+    _add_preprocess_arguments(command)
+
+
+def _kernel_size_arguments(command: Parser) -> None:
+    _add_config_argument(command)
+    about = "in place of attention.kernel_sizes; 3,5,5,7 is one for each stage (default: 1 3 5 7 9 adaptive released)"
+    command.add_argument("--sizes", nargs="+", metavar="SIZE", help=about)
+    about = "other attentions to compare with, such as none se"
+    command.add_argument("--references", nargs="+", default=(), metavar="KIND", help=about)
+    command.add_argument("--seeds", type=_positive, default=3, help="how many, from --seed on (default: 3)")
+    about = "of each run: after the last step, or of the best checkpoint (default: last)"
+    command.add_argument("--score", choices=("last", "best"), default="last", help=about)
+    about = "has a directory for each run (default: the configuration's, with -kernel-size)"
+    command.add_argument("--workdir", metavar="DIR", help=about)
+    _add_output_argument(command, "kernel-size")
+
+
+def _kernel_size(args: argparse.Namespace) -> int:
+    from eca_jax.analysis.kernel_sizes import SIZES, Scored, parse_size, plan, run_trials, summarise, to_rows, to_table
+    from eca_jax.overrides import overridden
+    from eca_jax.plots.files import check_outputs, write_figure
+    from eca_jax.plots.kernel_size import MEASURES, kernel_size_figure
+
+    about = f"Of {args.config}:"
+    config = overridden(
+        args.config, args.overrides, prog="eca-jax figure kernel-size", description=about, others=args.options
+    )
+    check_outputs(args.output)
+    sizes = [parse_size(size) for size in args.sizes] if args.sizes else SIZES
+    root = args.workdir or f"{config.workdir}-kernel-size"
+    trials, scored = plan(config, sizes, args.references, args.seeds, root), []
+    _start_jax()
+    for outcome in run_trials(trials):
+        if not isinstance(outcome, Scored):
+            return _stopped(outcome, print)
+        scored.append(outcome)
+    name = config.task.best
+    measure, scale = MEASURES.get(name, (name, 1.0))
+    points, measure = summarise(scored, args.score), f"{args.score} held-out {measure}"
+    print(to_table(points, measure, scale).to_markdown())
+    figure = kernel_size_figure(points, measure, scale=scale)
+    print(f"wrote {', '.join(write_figure(figure, to_rows(scored), args.output))}")
+    return EXIT_OK
+
+
+def _channel_weights_arguments(command: Parser) -> None:
+    about = f"workdirs of training runs (default: {DEFAULT_RUN}, where there are no --weights)"
+    command.add_argument("--run", nargs="+", default=(), metavar="RUN", help=about)
+    _add_checkpoint_argument(command)
+    about = "weight files, or names on the Hugging Face hub, beside the runs"
+    command.add_argument("--weights", nargs="+", default=(), metavar="FILE", help=about)
+    command.add_argument("--titles", nargs="+", metavar="TITLE", help="of the networks, the runs first; default: names")
+    about = "by name or number, at most 8 (default: the first four)"
+    command.add_argument("--classes", nargs="+", metavar="CLASS", help=about)
+    about = "such as layer1.0 layer4.2 (default: four that all networks have, from the first to the last)"
+    command.add_argument("--blocks", nargs="+", metavar="BLOCK", help=about)
+    _add_images_arguments(command, 50, "of each class")
+    _add_output_argument(command, "channel-weights")
+
+
+def _channel_weights(args: argparse.Namespace) -> int:
+    from eca_jax.analysis.images import class_weights, load_network, to_rows
+    from eca_jax.plots.channel_weights import channel_weights_figure, expect_classes
+    from eca_jax.plots.files import check_outputs, write_figure
+
+    runs = args.run or ([] if args.weights else [DEFAULT_RUN])
+    check_outputs(args.output)
+    if args.titles and len(args.titles) != len(runs) + len(args.weights):
+        raise EcaJaxError(f"--titles: expected one for each of {len(runs) + len(args.weights)} networks")
+    expect_classes(args.classes or ())
+    _start_jax()
+    networks = {run: load_network(run, is_run=True, checkpoint=args.checkpoint) for run in runs}
+    networks |= {weights: load_network(weights, is_run=False) for weights in args.weights}
+    found = class_weights(
+        networks,
+        classes=args.classes,
+        blocks=args.blocks,
+        images=args.images,
+        where=(args.data, args.split, args.data_dir),
+        preprocess=_preprocess_changes(args),
+    )
+    titled = dict(zip(args.titles or found.means, found.means.values(), strict=True))
+    figure = channel_weights_figure(titled, found.blocks, found.class_names)
+    print(found.describe())
+    print(f"wrote {', '.join(write_figure(figure, to_rows(found), args.output))}")
+    return EXIT_OK
+
+
+def _gates_arguments(command: Parser) -> None:
+    _add_run_arguments(command)
+    _add_weights_arguments(command)
+    _add_images_arguments(command, 512, "evenly spaced over the split")
+    _add_output_argument(command, "gates")
+
+
+def _gates(args: argparse.Namespace) -> int:
+    from eca_jax.analysis.gates import gate_statistics, to_rows, to_table
+    from eca_jax.analysis.images import evenly_spaced, gates_of_records, load_network, open_images
+    from eca_jax.plots.files import check_outputs, write_figure
+    from eca_jax.plots.gates import gates_figure
+
+    _check_weights_arguments(args)
+    check_outputs(args.output)
+    _start_jax()
+    weights, checkpoint = args.weights or args.run, None if args.weights else args.checkpoint
+    loaded = load_network(weights, is_run=not args.weights, name=args.model, checkpoint=checkpoint)
+    source = open_images(loaded, weights, args.data, args.split, args.data_dir)
+    task = loaded.task.with_preprocess(_preprocess_changes(args))
+    _say_preprocess(loaded.describe_preprocess(task.preprocess))
+    records = evenly_spaced(args.images, len(source))
+    gates = gates_of_records(loaded, task, source, records)
+    blocks = {name: gate_statistics(gate) for name, gate in gates.items()}
+    title = f"Gates of {weights} on {len(records)} images of {source.name!r}, split {source.split!r}"
+    print(to_table(blocks, title).to_markdown())
+    print(f"wrote {', '.join(write_figure(gates_figure(blocks), to_rows(blocks), args.output))}")
+    return EXIT_OK
+
+
 COMMANDS = {
     "evaluate": Command("score a checkpoint of a run, or weights, on held-out data", _evaluate_arguments, _evaluate),
     "predict": Command("print what a model says of image files", _predict_arguments, _predict),
@@ -690,5 +831,22 @@ COMMANDS = {
         fields="--data.num-threads 2",
     ),
     "table": Command("print ECA-Net's tables with what this package computes beside them", _table_arguments, _table),
+    "figure kernel-size": Command(
+        "train with several of ECA's kernel sizes, and draw the held-out score against them (the paper's Figure 4)",
+        _kernel_size_arguments,
+        _kernel_size,
+        fields="--epochs 10",
+    ),
+    "figure channel-weights": Command(
+        "draw the mean channel weights of several classes, of any networks side by side (the paper's appendix)",
+        _channel_weights_arguments,
+        _channel_weights,
+    ),
+    "figure gates": Command(
+        "say whether gates are stuck at 0.5, at 0 or at 1, or the same for every image, and draw it",
+        _gates_arguments,
+        _gates,
+    ),
 }
-"""The commands beside train, in the order in which --help lists them."""
+"""The commands beside train, in the order in which --help lists them. Those of a group have its name before theirs."""
+GROUPS = {"figure": "draw a figure for a paper: kernel-size, channel-weights or gates (needs the extra `plots`)"}
