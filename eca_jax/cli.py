@@ -761,7 +761,8 @@ def _channel_weights(args: argparse.Namespace) -> int:
     runs = args.run or ([] if args.weights else [DEFAULT_RUN])
     check_outputs(args.output)
     if args.titles and len(args.titles) != len(runs) + len(args.weights):
-        raise EcaJaxError(f"--titles: expected one for each of {len(runs) + len(args.weights)} networks")
+        count = len(runs) + len(args.weights)
+        raise EcaJaxError(f"--titles: expected one for each of {count} networks, got {len(args.titles)}")
     expect_classes(args.classes or ())
     _start_jax()
     networks = {run: load_network(run, is_run=True, checkpoint=args.checkpoint) for run in runs}

@@ -4,6 +4,13 @@ A function `plot_...` draws into the axes that it is given, or into new ones of 
 function `..._figure` puts several panels together. The numbers come from `eca_jax.analysis`.
 """
 
+from eca_jax.errors import EcaJaxError
+
+try:
+    import matplotlib  # noqa: F401
+except ModuleNotFoundError as error:
+    raise EcaJaxError("figures are drawn with matplotlib, which is not here: pip install 'eca_jax[plots]'") from error
+
 from eca_jax.plots.channel_weights import (
     channel_weights_figure as channel_weights_figure,
     plot_channel_weights as plot_channel_weights,

@@ -1,13 +1,8 @@
 """What all figures share: fonts and lines for print, colours for every eye, and files that are the same every time."""
 
-from eca_jax.errors import EcaJaxError
-
-try:
-    import matplotlib
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-except ModuleNotFoundError as error:
-    raise EcaJaxError("figures are drawn with matplotlib, which is not here: pip install 'eca_jax[plots]'") from error
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 COLUMN, PAGE = 3.25, 6.875
 """The width of one column and of both, in inches (CVPR, ICCV and ICML have about these)."""

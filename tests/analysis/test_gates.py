@@ -105,8 +105,8 @@ def test_statistics_by_hand():
         left = math.floor(place)
         return flat[left] + (place - left) * (flat[min(left + 1, len(flat) - 1)] - flat[left])
 
-    average = [(a + b) / 2 for a, b in zip(*gates, strict=True)]
-    variances = [((a - b) / 2) ** 2 for a, b in zip(*gates, strict=True)]
+    of_channels = [((a - b) / 2) ** 2 for a, b in zip(*gates, strict=True)]
+    of_images = [sum((gate - sum(row) / 4) ** 2 for gate in row) / 4 for row in gates]
     mean = sum(flat) / 8
     assert (found.images, found.channels) == (2, 4)
     assert found.mean == pytest.approx(mean, abs=1e-15)
@@ -114,14 +114,8 @@ def test_statistics_by_hand():
     assert quartiles == pytest.approx([quantile(q) for q in (0.25, 0.5, 0.75)], abs=1e-15)
     assert (found.low_percentile, found.high_percentile) == pytest.approx((quantile(0.01), quantile(0.99)), abs=1e-15)
     assert (found.near_half, found.near_zero, found.near_one) == (3 / 8, 2 / 8, 2 / 8)
-    assert found.over_images == pytest.approx(math.sqrt(sum(variances) / 4), abs=1e-15)
-    assert found.over_channels == pytest.approx(math.sqrt(sum((a - mean) ** 2 for a in average) / 4), abs=1e-15)
-
-
-def test_the_spreads_make_up_the_variance(rng):
-    gates = rng.uniform(size=(7, 5))
-    found = gate_statistics(gates)
-    assert found.over_images**2 + found.over_channels**2 == pytest.approx(gates.var(), abs=1e-15)
+    assert found.over_images == pytest.approx(math.sqrt(sum(of_channels) / 4), abs=1e-15)
+    assert found.over_channels == pytest.approx(math.sqrt(sum(of_images) / 2), abs=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +127,8 @@ def test_the_spreads_make_up_the_variance(rng):
         (np.full((4, 10), 0.7), "the same number for every channel of every image"),
         (np.tile(np.linspace(0.1, 0.9, 10), (4, 1)), "the same for every image: a fixed scale for each channel"),
         (np.array([[0.0, 1.0], [1.0, 0.0]]), "saturated: channels are either on or off"),
-        (np.repeat([[0.2], [0.8]], 10, axis=1), "the same for all channels: a scale for each image"),
+        (np.repeat([[0.2], [0.8]], 10, axis=1), "the same for every channel: one scale for each image"),
+        (np.array([[0.2, 0.6], [0.6, 0.2]]), "differs between images and between channels"),  # equal means
         (np.array([[0.2, 0.6], [0.3, 0.9]]), "differs between images and between channels"),
         # Nine of ten are enough, eight are not.
         (np.array([[0.5] * 9 + [0.9]]), "stuck at 0.5: halves every channel of every image"),

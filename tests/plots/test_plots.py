@@ -2,7 +2,6 @@
 
 import io
 import struct
-import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
@@ -14,6 +13,7 @@ pytest.importorskip("matplotlib", reason="needs matplotlib: the extra `plots`")
 import matplotlib
 from matplotlib.figure import Figure
 
+from eca_jax import cli
 from eca_jax.analysis import gate_statistics
 from eca_jax.analysis.kernel_sizes import Point
 from eca_jax.errors import EcaJaxError
@@ -187,8 +187,10 @@ def test_no_window_is_needed_and_none_is_opened(blocks):
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
-@pytest.mark.system
-def test_without_matplotlib():
-    script = "import sys; sys.modules['matplotlib'] = None; import eca_jax.plots"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "figures are drawn with matplotlib, which is not here: pip install 'eca_jax[plots]'" in done.stderr
+def test_without_matplotlib(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("eca_jax.plots")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert cli.main(["figure", "gates"]) == 2
+    expected = "error: figures are drawn with matplotlib, which is not here: pip install 'eca_jax[plots]'\n"
+    assert capsys.readouterr().err == expected
