@@ -749,6 +749,8 @@ def _channel_weights_arguments(command: Parser) -> None:
     command.add_argument("--classes", nargs="+", metavar="CLASS", help=about)
     about = "such as layer1.0 layer4.2 (default: four that all networks have, from the first to the last)"
     command.add_argument("--blocks", nargs="+", metavar="BLOCK", help=about)
+    about = "of each block, such as 0:100 (default: all)"
+    command.add_argument("--channels", type=_steps, metavar="START:STOP", help=about)
     _add_images_arguments(command, 50, "of each class")
     _add_output_argument(command, "channel-weights")
 
@@ -776,7 +778,7 @@ def _channel_weights(args: argparse.Namespace) -> int:
         preprocess=_preprocess_changes(args),
     )
     titled = dict(zip(args.titles or found.means, found.means.values(), strict=True))
-    figure = channel_weights_figure(titled, found.blocks, found.class_names)
+    figure = channel_weights_figure(titled, found.blocks, found.class_names, args.channels)
     print(found.describe())
     print(f"wrote {', '.join(write_figure(figure, to_rows(found), args.output))}")
     return EXIT_OK

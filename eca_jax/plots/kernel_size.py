@@ -15,11 +15,9 @@ MEASURES = {"top1": ("top-1 (%)", 100.0), "map": ("mAP (%)", 100.0)}
 """What tasks call their score -> (what it is, with the unit; the factor from the score to that unit)."""
 HEIGHT = 2.3
 """In inches."""
-GAP = 0.3
-"""Between the sizes that are one number and those that are chosen for each stage, in distances of sizes."""
-
-ASIDE = 0.12
-"""How far to the right of their mean the single runs are."""
+STEP, ASIDE = 1.5, 0.12
+"""In distances between two sizes that are one number: between the others, whose names are long, and before the first of
+them; and from a mean to its single runs, to the right."""
 
 
 def plot_kernel_size(points: Sequence[Point], measure: str, *, scale: float = 1.0, ax: Axes | None = None) -> Axes:
@@ -37,7 +35,7 @@ def plot_kernel_size(points: Sequence[Point], measure: str, *, scale: float = 1.
     sizes = [point for point in points if not point.reference]
     single = [point for point in sizes if point.label.isdecimal()]
     staged = [point for point in sizes if not point.label.isdecimal()]
-    beside = len(single) + (GAP if single else 0) + np.arange(len(staged))
+    beside = STEP * np.arange(len(staged)) + (len(single) - 1 + STEP if single else 0)
     with styled():
         ax = own_or_new(ax, HEIGHT)
         _draw(ax, np.arange(len(single)), single, scale, "o-", COLORS[0], "one size for all stages")

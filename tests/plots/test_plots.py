@@ -123,6 +123,14 @@ def test_channel_weights(means):
         assert ax.get_xlim() == (0, means[block].shape[1] - 1)
 
 
+def test_some_of_the_channels(means):
+    ax = plot_channel_weights(means["layer1.0"], ["cat", "dog"], channels=range(5, 100))
+    assert ax.get_xlim() == (5, 7)
+    np.testing.assert_array_equal(ax.lines[1].get_xydata(), list(enumerate(means["layer1.0"][1, 5:], 5)))
+    with pytest.raises(EcaJaxError, match=r"^--channels: expected less than 8, which a block has, got 8:9"):
+        plot_channel_weights(means["layer1.0"], ["cat", "dog"], channels=range(8, 9))
+
+
 def test_into_axes_that_are_given(blocks, means):
     figure = Figure()
     axes = list(figure.subplots(2, 2).flat)
