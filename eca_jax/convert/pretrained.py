@@ -27,7 +27,7 @@ from eca_jax.data.records import Source, check_classes
 from eca_jax.errors import EcaJaxError
 from eca_jax.models import registry
 from eca_jax.models.base import Architecture, Backbone
-from eca_jax.models.registry import MODELS, PAPER, attention_from_old
+from eca_jax.models.registry import INSIDE, MODELS, PAPER, attention_from_old
 from eca_jax.models.resnet import VARIANTS
 from eca_jax.models.settings import checked
 from eca_jax.nn.attention import ATTENTIONS, AttentionConfig
@@ -381,9 +381,9 @@ def own_metadata(
 def describe(origin: str, architecture: Architecture) -> str:
     """'eca_resnet50 of ecanet: attention eca, kernel sizes released, 1000 classes'."""
     attention = architecture.attention
-    parts = [f"attention {attention.kind}"]
-    sizes = attention.given.get("kernel_sizes")
     backbone, _ = MODELS[architecture.name]
+    parts = [] if backbone in INSIDE else [f"attention {attention.kind}"]
+    sizes = attention.given.get("kernel_sizes")
     if sizes == "released" and backbone in VARIANTS and backbone not in PAPER:
         sizes = "adaptive"  # timm's networks were published with the formula's
     if sizes is not None:

@@ -18,7 +18,7 @@ from eca_jax.convert.tables import TABLES, rename
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.mobilenetv2 import MobileNetV2
-from eca_jax.models.registry import MODELS, PAPER, create_model, model_row
+from eca_jax.models.registry import INSIDE, MODELS, PAPER, create_model, model_row
 from eca_jax.models.resnet import VARIANTS, Bottleneck
 
 NATIVE = "eca_jax"
@@ -225,7 +225,8 @@ def with_channels(tensors: Tensors, source: str, architecture: Architecture, in_
 
     As timm's `adapt_input_conv`: for one channel its weights are summed over the channels that there were, so that a
     grey image gives what three equal channels gave. For n they are repeated in their order, cut to n, and scaled by
-    the old number over n, which keeps the size of what comes out. What is missing or misshapen is left as it is.
+    the old number over n, which keeps the size of what comes out. What is missing or misshapen is left as it is, and so
+    are arrays of one axis, such as those of a GCT on the images.
     """
 
     def inputs(channels: int) -> list[Entry]:
@@ -235,7 +236,8 @@ def with_channels(tensors: Tensors, source: str, architecture: Architecture, in_
     adapted = dict(tensors)
     for before, after in zip(inputs(architecture.in_channels), inputs(in_channels), strict=True):
         value = tensors.get(before.name)
-        if before.shape != after.shape and value is not None and value.shape == before.shape:
+        changed = before.shape != after.shape and len(before.shape) > 1
+        if changed and value is not None and value.shape == before.shape:
             (axis,) = (i for i, (a, b) in enumerate(zip(before.shape, after.shape, strict=True)) if a != b)
             adapted[before.name] = _adapted(value, axis, in_channels)
     return adapted
@@ -293,7 +295,7 @@ def _check_expressible(model: Backbone, source: str) -> None:
     architecture = model.architecture
     brought = any(source in BROUGHT.get(leaf.layer, ()) for leaf in leaves(model))
     reason = None
-    if type(model) not in TABLES[source]:
+    if type(model) not in TABLES[source] or MODELS[architecture.name][0] in INSIDE:
         reason = f"the backbone {architecture.name!r}"
     elif not brought and isinstance(lacking := counterpart(architecture, source), str):
         reason = lacking

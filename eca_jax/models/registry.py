@@ -15,7 +15,7 @@ from eca_jax.errors import EcaJaxError
 from eca_jax.models import mobilenetv2, resnet
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.settings import checked, checked_dtype
-from eca_jax.nn.attention import ATTENTIONS, AttentionConfig
+from eca_jax.nn.attention import ATTENTIONS, AttentionConfig, GCTConv
 from eca_jax.nn.bricks import Bricks
 from eca_jax.plain import of_type
 from eca_jax.plugins import Registry
@@ -31,6 +31,18 @@ BACKBONES: dict[str, BackboneFactory] = {
     "mobilenet_v2": mobilenetv2.MobileNetV2,
 }
 PAPER = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2")
+
+
+def gated_convolutions(factory: BackboneFactory, bricks: Bricks, **options: Any) -> Backbone:
+    """The network of a factory with a GCT before every convolution: the stem's, the blocks', the shortcuts'."""
+    return factory(dataclasses.replace(bricks, convolution=GCTConv), **options)
+
+
+INSIDE: dict[str, BackboneFactory] = {
+    **{f"gct_{name}": functools.partial(gated_convolutions, BACKBONES[name]) for name in PAPER},
+}
+"""Backbones with an attention that does not fit the slot at the end of a branch, which stays empty in them."""
+BACKBONES |= INSIDE
 PREFIXES = {"": AttentionConfig("none"), "se_": AttentionConfig("se"), "eca_": AttentionConfig("eca")}
 # timm's names, which are those of its published weights; its SE has biases.
 TIMM_PREFIXES = {"": AttentionConfig("none"), "se": AttentionConfig("se", bias=True), "eca": AttentionConfig("eca")}
@@ -53,6 +65,7 @@ MODELS: Registry[tuple[str, AttentionConfig]] = Registry(
     {
         **{prefix + name: (name, attention) for prefix, attention in PREFIXES.items() for name in PAPER},
         **{prefix + name: (name, TIMM_PREFIXES[prefix]) for prefix, names in TIMM.items() for name in names},
+        **{name: (name, AttentionConfig("none")) for name in INSIDE},
     },
     model_fault,
 )
@@ -75,7 +88,12 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def resolve_attention(name: str, attention: AttentionConfig = AttentionConfig()) -> AttentionConfig:
     """The attention of the model called `name`: its kind from the name unless a plain backbone is given another."""
-    own = model_row(name)[1]
+    backbone, own = model_row(name)
+    if backbone in INSIDE and attention.kind not in (None, "none"):
+        raise EcaJaxError(
+            f"model {name!r} has its attention inside of its blocks, but attention.kind is {attention.kind!r}: "
+            "give the kind to the plain backbone instead"
+        )
     if attention.kind not in (None, own.kind) and own.kind != "none":
         raise EcaJaxError(
             f"model {name!r} has the attention {own.kind!r}, but attention.kind is {attention.kind!r}: "

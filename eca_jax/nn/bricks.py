@@ -30,6 +30,7 @@ class Bricks:
       batch_norm_group: examples that share batch statistics; None is the global batch.
       dtype: of the computation (bfloat16 on accelerators). Parameters, statistics, gates and logits stay wider.
       param_dtype: of the parameters and running statistics.
+      convolution: the class of all convolutions.
     """
 
     attention: AttentionConfig
@@ -38,6 +39,7 @@ class Bricks:
     batch_norm_momentum: float = 0.1
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    convolution: type[Conv] = Conv
 
     def conv(
         self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, *, groups: int = 1, dilation: int = 1
@@ -57,7 +59,7 @@ class Bricks:
                 f"weights; expected at most {MAX_WEIGHTS}"
             )
         pad = dilation * (kernel_size - 1) // 2
-        return Conv(
+        return self.convolution(
             c_in,
             c_out,
             (kernel_size, kernel_size),
@@ -102,12 +104,16 @@ class Bricks:
 
     def attn(self, channels: int, place: Place, *, reduction: int = 16) -> nnx.Module:
         """The attention of one block; `reduction` is for SE, if the configuration gives none."""
-        norm = functools.partial(
+        slot = Slot(channels, place, reduction, self.param_dtype, self.gate_norm)
+        return build_attention(self.attention, slot, self.rngs)
+
+    @property
+    def gate_norm(self) -> Callable[..., BatchNorm]:
+        """Makes a batch norm inside an attention: as `norm`, but its output has the type of the parameters."""
+        return functools.partial(
             BatchNorm,
             group_size=self.batch_norm_group,
             momentum=self.batch_norm_momentum,
             dtype=self.param_dtype,
             param_dtype=self.param_dtype,
         )
-        slot = Slot(channels, place, reduction, self.param_dtype, norm)
-        return build_attention(self.attention, slot, self.rngs)

@@ -39,6 +39,7 @@ from eca_jax.nn.attention.gather_excite import (
     GEPlusOptions as GEPlusOptions,
 )
 from eca_jax.nn.attention.gc import GC as GC
+from eca_jax.nn.attention.gct import GCT as GCT, GCTConv as GCTConv
 from eca_jax.nn.attention.mca import MCA as MCA
 from eca_jax.nn.attention.sa import SA as SA
 from eca_jax.nn.attention.se import (
