@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from eca_jax.errors import EcaJaxError
-from eca_jax.models import mobilenetv2, resnet
+from eca_jax.models import ba_resnet, mobilenetv2, resnet
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.settings import checked, checked_dtype
 from eca_jax.nn.attention import ATTENTIONS, AttentionConfig, GCTConv
@@ -31,6 +31,7 @@ BACKBONES: dict[str, BackboneFactory] = {
     "mobilenet_v2": mobilenetv2.MobileNetV2,
 }
 PAPER = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2")
+RESNETS = tuple(name for name in PAPER if name in resnet.VARIANTS)
 
 
 def gated_convolutions(factory: BackboneFactory, bricks: Bricks, **options: Any) -> Backbone:
@@ -40,6 +41,10 @@ def gated_convolutions(factory: BackboneFactory, bricks: Bricks, **options: Any)
 
 INSIDE: dict[str, BackboneFactory] = {
     **{f"gct_{name}": functools.partial(gated_convolutions, BACKBONES[name]) for name in PAPER},
+    **{
+        f"ba_{name}": functools.partial(resnet.ResNet, ba_resnet.with_bridges(resnet.VARIANTS[name]))
+        for name in RESNETS
+    },
 }
 """Backbones with an attention that does not fit the slot at the end of a branch, which stays empty in them."""
 BACKBONES |= INSIDE

@@ -6,10 +6,12 @@ that already knows the averages calls `gate(s)` itself. Any other attention maps
 To add an attention, write a class and add a row to `ATTENTIONS`.
 """
 
+from eca_jax.nn.attention.ba import BA as BA
 from eca_jax.nn.attention.base import (
     Attention as Attention,
     ChannelGate as ChannelGate,
     Identity as Identity,
+    Informed as Informed,
     NoOptions as NoOptions,
     Place as Place,
     Slot as Slot,
