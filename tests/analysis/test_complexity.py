@@ -59,15 +59,21 @@ def test_a_bottleneck_is_counted_as_its_formula_says(attention):
 
 def test_how_a_network_is_run_changes_nothing(small_backbones):
     options = {"drop_path": 0.2, "dropout": 0.1, "batch_norm_group": 4}
-    model = eca_jax.create_model("eca_resnet10", rngs=nnx.Rngs(0), rematerialise=True, **options, **SMALL)
-    before = jax.tree.map(np.asarray, nnx.state(model))
+    model = abstract_model("eca_resnet10", rematerialise=True, **options, **SMALL)
     expected = complexity(abstract_model("eca_resnet10", **SMALL), 32).layers
     assert complexity(model, 32).layers == expected
     model.eval()
     assert complexity(model, 32).layers == expected
+
+
+def test_a_network_with_arrays_stays_as_it_is(small_backbones):
+    model = eca_jax.create_model("eca_tiny", rngs=nnx.Rngs(0))
+    before = jax.tree.map(np.asarray, nnx.state(model))
+    assert complexity(model, 8) == complexity("eca_tiny", 8)
     jax.tree.map(np.testing.assert_array_equal, nnx.state(model), before)
-    assert type(model.conv1).__name__ == "Conv"
+    assert type(model.conv1).__module__ == "eca_jax.nn.layers"
     assert not hasattr(model.conv1, "watch")
+    assert not model.bn1.use_running_average
 
 
 def test_parameters_are_those_of_the_network():
