@@ -159,7 +159,7 @@ TABLE_3 = (
     Row(
         *("SENet", "mobilenet_v2", SE, "3.40", "320.1", "72.42", "90.67", "671", "2000"),
         flops_unit=MEBI,
-        difference="FLOPs: 320.01 by the rule that meets every other row; 320.07 were the last average a module",
+        difference="FLOPs: 320.01 by the rule that meets every other row; 320.07 if its last average were a module",
     ),
     Row(
         *("ECA-Net", "mobilenet_v2", ECA, "3.34", "319.9", "72.56", "90.81", "676", "2010"),

@@ -19,14 +19,15 @@ from eca_jax.nn.attention import AttentionConfig
 
 CONFIGURED = {"none": "", "se": "se_", "eca": "eca_"}
 """Attentions that have configurations of their own -> how the names of those begin."""
+NOT_RUN = "This project has had no ImageNet: the commands would evaluate the authors' weights or train the row."
 NOT_ONE_RECIPE = (
     "Accuracies are as published: the authors trained the ECA rows, the others are quoted from other papers and had "
-    "other recipes. This project has had no ImageNet; the commands would evaluate the authors' file or train the row."
+    f"other recipes. {NOT_RUN}"
 )
 COUNTED = (
     "FLOPs are what the authors' counter, thop of {when}, made of their PyTorch models at 224 pixels: multiply-adds, "
-    "some values of norms{relu} and averages; `eca-jax table complexity` has today's count beside it. Attentions that "
-    "the authors did not write as counted modules have none."
+    "some values of norms{relu} and averages. The rule is known for plain, SE and ECA networks, so other attentions "
+    "have no computed FLOPs; `eca-jax table complexity` counts all of them by today's rule."
 )
 TABLE_3_NOTES = (
     COUNTED.format(when="July 2019", relu=", ReLU"),
@@ -72,7 +73,8 @@ def table_2() -> Table:
         (
             "s are the averages of the C channels. ResNet-50 has 16 modules: 3 with C = 256, 4 with 512, 6 with 1024, "
             "3 with 2048.",
-            NOT_ONE_RECIPE,
+            "Accuracies are as published: those of vanilla and SE are quoted from SENet's paper and had another recipe "
+            f"than the authors' own rows. {NOT_RUN}",
         ),
     )
 

@@ -24,6 +24,8 @@ LATEX = {
     "'": r"\textquotesingle{}",
     '"': r"\textquotedbl{}",
     "-": "-{}",  # two in a row would become a dash: --config
+    "[": "{[}",  # after the end of a row it would begin a length
+    "*": "{*}",
     **{character: f"\\{character}" for character in "$&#%_"},
 }
 """Characters that LaTeX would take for something else."""
@@ -72,14 +74,13 @@ class Table:
         header, *rows = (" & ".join(map(_latex, row)) + r" \\" for row in (self.header, *self.rows))
         body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
         lines = [
-            r"% \usepackage[T1]{fontenc} \usepackage{textcomp, booktabs, adjustbox}",
+            r"% \usepackage[T1]{fontenc} \usepackage{textcomp, booktabs, graphicx}",
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{_latex(self.title)}}}",
-            r"\begin{adjustbox}{max width=\textwidth}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             *body,
-            r"\end{tabular}",
-            r"\end{adjustbox}",
+            r"\end{tabular}}",
             *(rf"\par\footnotesize {_latex(note)}" for note in self.notes),
             r"\end{table}",
         ]
@@ -88,9 +89,13 @@ class Table:
     def to_json(self) -> str:
         """An object with `title`, `rows` (an object each, by the names in the header) and `notes`.
 
-        A cell that is a number is one, and null stands where there is nothing to say.
+        Columns of numbers have numbers, and null stands where there is nothing to say.
         """
-        rows = [{name: _value(cell) for name, cell in zip(self.header, row, strict=True)} for row in self.rows]
+        columns = list(zip(self.header, self._numeric(), strict=True))
+        rows = [
+            {name: _value(cell, numeric) for (name, numeric), cell in zip(columns, row, strict=True)}
+            for row in self.rows
+        ]
         return json.dumps({"title": self.title, "rows": rows, "notes": self.notes}, indent=2, ensure_ascii=False) + "\n"
 
     def _numeric(self) -> list[bool]:
@@ -130,9 +135,7 @@ def _latex(text: str) -> str:
     return "".join(rf"\texttt{{{piece}}}" if i % 2 else piece for i, piece in enumerate(pieces))
 
 
-def _value(cell: str) -> float | int | str | None:
+def _value(cell: str, numeric: bool) -> float | int | str | None:
     if cell in EMPTY:
         return None
-    if not NUMBER.fullmatch(cell):
-        return cell
-    return json.loads(cell.replace(",", "").removeprefix("+"))
+    return json.loads(cell.replace(",", "").removeprefix("+")) if numeric else cell

@@ -65,6 +65,11 @@ def test_what_is_a_number_in_json(cell, value):
     assert json.loads(Table("", ("a",), ((cell,),)).to_json())["rows"] == [{"a": value}]
 
 
+def test_a_column_with_other_cells_has_text_in_json():
+    rows = json.loads(Table("", ("a", "b"), (("0", "1"), ("C^2", "-"))).to_json())["rows"]
+    assert rows == [{"a": "0", "b": 1}, {"a": "C^2", "b": None}]
+
+
 def test_a_table_without_rows():
     table = Table("Nothing", ("a", "b"), ())
     assert table.to_markdown() == "Nothing\n\n| a   | b   |\n| --- | --- |\n"
