@@ -22,8 +22,8 @@ def channel_gates(model: Backbone, images: jax.Array) -> dict[str, jax.Array]:
 
     Args:
       model: a network whose attention computes one gate for each channel, in evaluation mode. Such are all
-        `ChannelGate`s (ECA, ECA-NS, SE, ...), and every other attention with a method `gates` that maps its input (b,
-        ..., c) to the gates (b, c).
+        `ChannelGate`s (ECA, SE, ESE, ...), and every other attention with a method `gates` that maps its input (b, ...,
+        c) to the gates (b, c), as SRM and FCA have. CBAM's and other gates of single pixels are none of these.
       images: normalised, (b, h, w, 3).
 
     Returns:

@@ -11,7 +11,7 @@ import eca_jax
 from eca_jax.analysis import channel_gates, class_means, gate_statistics
 from eca_jax.analysis.gates import gate_function
 from eca_jax.errors import EcaJaxError
-from eca_jax.nn.attention import squeeze
+from eca_jax.nn.attention import FCA, SRM, squeeze
 
 
 def tiny(name):
@@ -70,6 +70,17 @@ def test_another_attention_says_its_gates_itself(images):
     y = block.bn2(block.conv2(nnx.relu(block.bn1(block.conv1(h)))))
     assert list(gates) == ["layer4.1"]
     np.testing.assert_allclose(gates["layer4.1"], 1 / (1 + np.exp(-np.mean(y * y, (1, 2)))), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["srm", "fca"])
+def test_gates_of_attentions_that_need_more_than_the_average(kind, images):
+    x = jnp.tile(images, (1, 1, 1, 11))[..., :32]
+    attn = SRM(32, rngs=nnx.Rngs(0)) if kind == "srm" else FCA(32, rngs=nnx.Rngs(0))
+    attn.eval()
+    if kind == "srm":
+        attn.cfc[...] = attn.cfc[...] + 0.3  # they start at 0
+    assert attn.gates(x).std() > 1e-3
+    np.testing.assert_allclose(attn(x), x * attn.gates(x)[:, None, None], rtol=1e-6)
 
 
 def test_a_network_without_channel_gates_is_refused_by_name(images):

@@ -130,9 +130,13 @@ class FCA(nnx.Module):
         )
         return jnp.sum(x * (rows[:, None] * columns), axis=(1, 2))
 
+    def gates(self, x: jax.Array) -> jax.Array:
+        """(b, h, w, c) -> (b, c), float32 or wider; as `spectrum`."""
+        return jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(self.spectrum(x)))))
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b, h, w, c) -> the same shape and dtype, every channel scaled by its gate."""
-        return scale(x, jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(self.spectrum(x))))))
+        return scale(x, self.gates(x))
 
 
 def _expect_frequencies(height: int, width: int) -> None:

@@ -32,8 +32,8 @@ class SRM(nnx.Module):
         self.cfc = nnx.Param(jnp.zeros((2, channels), param_dtype))
         self.bn = norm(channels, dtype=param_dtype, param_dtype=param_dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(b, ..., c) -> the same shape and dtype.
+    def gates(self, x: jax.Array) -> jax.Array:
+        """(b, ..., c) -> (b, c), float32 or wider.
 
         Raises:
           EcaJaxError: the maps have a single pixel.
@@ -41,4 +41,8 @@ class SRM(nnx.Module):
         expect_pixels("srm", x)
         mean, variance = mean_and_variance(x, tuple(range(1, x.ndim - 1)))
         of_mean, of_std = self.cfc[...]
-        return scale(x, jax.nn.sigmoid(self.bn(mean * of_mean + jnp.sqrt(variance + 1e-5) * of_std)))
+        return jax.nn.sigmoid(self.bn(mean * of_mean + jnp.sqrt(variance + 1e-5) * of_std))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b, ..., c) -> the same shape and dtype, every channel scaled by its gate; as `gates`."""
+        return scale(x, self.gates(x))
