@@ -10,16 +10,18 @@ from flax import nnx
 from eca_jax.errors import EcaJaxError, expect_one_of
 from eca_jax.nn.attention.base import scale
 from eca_jax.nn.attention.eca import MAX_KERNEL_SIZE
-from eca_jax.nn.attention.maps import expect_map
+from eca_jax.nn.attention.maps import expect_map, maximum
 from eca_jax.nn.layers import Conv, fan_out_normal, uniform_fan_in
 from eca_jax.nn.norm import BatchNorm, widened
 
 
-def _max(x: jax.Array, axes: int | tuple[int, int]) -> jax.Array:
-    return widened(x.max(axes))
+def _max(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    for axis in sorted(axes, reverse=True):
+        x = maximum(x, axis)
+    return widened(x)
 
 
-def _mean(x: jax.Array, axes: int | tuple[int, int]) -> jax.Array:
+def _mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return x.mean(axes, dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -89,7 +91,7 @@ class PlaneGate(nnx.Module):
 
     def __call__(self, x: jax.Array, axis: int) -> jax.Array:
         """(b, h, w, c) -> gates with 1 instead of the size of `axis` (1, 2 or 3), in float32 or wider."""
-        pooled = jnp.stack([pool(x, axis) for pool in ORDERS[self.order]], axis=-1)
+        pooled = jnp.stack([pool(x, (axis,)) for pool in ORDERS[self.order]], axis=-1)
         return jnp.expand_dims(jax.nn.sigmoid(self.bn(self.conv(pooled)))[..., 0], axis)
 
 
@@ -105,7 +107,7 @@ class CBAM(nnx.Module):
     1.) Parameters: 2 c^2 / 16 + c + c / 16 + 98 + 2, 2,532,592 in ResNet-50; without biases, as timm has it and as the
     tables of ECA-Net count ResNet-50 and ResNet-101, 2,516,544.
 
-    Among several equal maxima, the gradient is shared equally; PyTorch's pooling gives it to one of them.
+    Among several equal maxima, one gets the gradient, as in PyTorch's pooling (see `maximum`).
 
     Source: Woo et al., CBAM: Convolutional Block Attention Module, ECCV 2018; github.com/Jongchan/attention-module,
     MODELS/cbam.py and MODELS/model_resnet.py.

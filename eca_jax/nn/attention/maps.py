@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from eca_jax.errors import EcaJaxError
+from eca_jax.nn.derivatives import differentiable
 from eca_jax.nn.norm import widened
 
 
@@ -30,6 +31,28 @@ def expect_pixels(name: str, x: jax.Array) -> None:
             f"{name}: a map of {' x '.join(map(str, x.shape[1:-1]))} has no variance; expected at least 2 pixels: "
             "use larger images, a smaller model.output_stride or another attention"
         )
+
+
+def maximum(x: jax.Array, axis: int) -> jax.Array:
+    """The maximum over an axis; the first place that has it gets the gradient, as in PyTorch's pooling.
+
+    The backward pass knows the place. JAX's own looks for values that equal the maximum; but when XLA computes x a
+    second time there, as the end of a batch norm, and rounds otherwise, none does, and the gradient is 0 / 0.
+    """
+
+    def here(index: jax.Array) -> jax.Array:
+        places = jnp.arange(x.shape[axis]).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+        return places == jnp.expand_dims(index, axis)
+
+    def tangent(saved, tangents):
+        (index,), (dx,) = saved, tangents
+        return (jnp.where(here(index), dx, 0).sum(axis),)
+
+    def gradients(saved, gradients):
+        (index,), (gradient,) = saved, gradients
+        return (jnp.where(here(index), jnp.expand_dims(gradient, axis), 0),)
+
+    return differentiable(lambda x: x.max(axis), lambda y, x: (jnp.argmax(x, axis),), tangent, gradients, x)
 
 
 def mean_and_variance(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
