@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eca_jax.errors import EcaJaxError
-from eca_jax.nn.attention.maps import strips
+from eca_jax.nn.attention.maps import expect_map, strips
+from eca_jax.nn.conv import LAYOUT, convolve
 from eca_jax.nn.layers import linear, uniform_fan_in
 from eca_jax.nn.norm import moments, widened
 
@@ -58,6 +59,7 @@ class EMA(nnx.Module):
         self.bias = nnx.Param(init(rngs.params(), (n,), param_dtype))
         self.norm_weight = nnx.Param(jnp.ones(n, param_dtype))
         self.norm_bias = nnx.Param(jnp.zeros(n, param_dtype))
+        self.deterministic = False  # set by nnx.Module.train() and .eval()
 
     def _grouped(self, s: jax.Array) -> jax.Array:
         """(..., c) -> (..., groups, n)."""
@@ -75,17 +77,37 @@ class EMA(nnx.Module):
         b = self.norm_bias[...] - a * mean
         return x * a.reshape(len(x), 1, 1, -1) + b.reshape(len(x), 1, 1, -1)
 
-    def _convolved(self, x: jax.Array) -> jax.Array:
-        """x2: (b, h, w, c), float32 or wider."""
-        y = jax.lax.conv_general_dilated(
+    def _average(self, x: jax.Array) -> jax.Array:
+        """The average of x2, (b, groups, n), from the sums of the pixels that each place of the kernel meets."""
+        h, w = x.shape[1:3]
+        x = widened(x)
+        rows = jnp.sum(x, 2)
+        rows = jnp.stack([rows - x[:, :, -1], rows, rows - x[:, :, 0]], 1)  # (b, 3, h, c)
+        sums = jnp.sum(rows, 2)
+        sums = jnp.stack([sums - rows[:, :, -1], sums, sums - rows[:, :, 0]], 1)  # (b, 3, 3, c)
+        kernel, bias = self.kernel[...], self.bias[...]
+        return jnp.einsum("bijgn,ijnm->bgm", self._grouped(sums), kernel, precision="highest") / (h * w) + bias
+
+    def _gates(self, x: jax.Array) -> jax.Array:
+        """(b, h, w, c) -> (b, h, w, groups), float32 or wider.
+
+        Convolution and product with the weights are linear, so x2 itself is not made. The weights that it meets are the
+        same for all images, as the average of x1 is GN's bias: multiplied into the kernel, they leave a depthwise one.
+        """
+        weights = jax.nn.softmax(self.norm_bias[...])
+        kernel = jnp.tile(self.kernel[...] @ weights, self.factor)[:, :, None]  # (3, 3, 1, c)
+        y = convolve(
             x,
-            jnp.tile(self.kernel[...].astype(x.dtype), self.factor),
+            kernel.astype(x.dtype),
             (1, 1),
             ((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.factor,
+            dimension_numbers=LAYOUT,
+            feature_group_count=x.shape[-1],
+            training=not self.deterministic,
         )
-        return widened(y) + jnp.tile(self.bias[...], self.factor)
+        others = jax.nn.softmax(self._average(x)).reshape(len(x), 1, 1, -1)
+        y = widened(y) + others * self._normalised(self._crossed(x))
+        return jax.nn.sigmoid(jnp.sum(self._grouped(y), -1) + jnp.dot(weights, self.bias[...]))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b, h, w, c) -> the same shape and dtype, every pixel of every group scaled by its gate.
@@ -93,9 +115,5 @@ class EMA(nnx.Module):
         Raises:
           EcaJaxError: x are no images.
         """
-        x1, x2 = self._normalised(self._crossed(x)), self._convolved(x)
-        # The average of x1 is GN's bias, whatever x is.
-        weights1 = jax.nn.softmax(self.norm_bias[...])
-        weights2 = jax.nn.softmax(self._grouped(jnp.mean(x2, (1, 2), keepdims=True)))  # (b, 1, 1, groups, n)
-        gates = jax.nn.sigmoid(jnp.sum(weights1 * self._grouped(x2) + weights2 * self._grouped(x1), -1, keepdims=True))
-        return (self._grouped(x) * gates.astype(x.dtype)).reshape(x.shape)
+        expect_map("ema", x)
+        return (self._grouped(x) * self._gates(x)[..., None].astype(x.dtype)).reshape(x.shape)

@@ -31,9 +31,9 @@ def of_group(arrays, x):
     return sigmoid(x2 @ softmax(x1.mean((0, 1))) + x1 @ softmax(x2.mean((0, 1))))
 
 
-@pytest.mark.parametrize("size", [(5, 4), (3, 3), (1, 1)])
+@pytest.mark.parametrize(("size", "train"), [((5, 4), False), ((5, 4), True), ((3, 3), True), ((1, 1), False)])
 @jax.enable_x64(True)
-def test_ema(size):
+def test_ema(size, train):
     def by_hand(arrays, x):
         y = np.empty_like(x)
         for b in range(len(x)):
@@ -44,13 +44,13 @@ def test_ema(size):
 
     # The norm of a map of one pixel is its bias, so what comes before has no effect.
     idle = ("fc.kernel", "fc.bias", "norm_weight") if size == (1, 1) else ()
-    check(EMA(6, factor=2, param_dtype=jnp.float64, rngs=nnx.Rngs(0)), by_hand, (2, *size, 6), idle=idle)
+    check(EMA(6, factor=2, param_dtype=jnp.float64, rngs=nnx.Rngs(0)), by_hand, (2, *size, 6), train=train, idle=idle)
 
 
 def test_errors():
     with pytest.raises(EcaJaxError, match=r"ema: 48 channels .* 32 groups; .*multiple of 32.*attention\.factor 24 "):
         EMA(48, rngs=nnx.Rngs(0))
-    with pytest.raises(EcaJaxError, match=r"ema: expected images \(b, h, w, c\), got .*\(1, 9, 32\)"):
+    with pytest.raises(EcaJaxError, match=r"ema: expected the activation of images, .*\(1, 9, 32\)"):
         EMA(32, rngs=nnx.Rngs(0))(jnp.ones((1, 9, 32)))
     with pytest.raises(EcaJaxError, match=r"attention\.factor: expected 1 or more, got 0"):
         AttentionConfig("ema", factor=0)
