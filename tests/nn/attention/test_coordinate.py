@@ -53,7 +53,7 @@ def test_the_width_of_the_hidden_layer(options, widths):
 
 
 def test_errors():
-    with pytest.raises(EcaJaxError, match=r"coordinate: expected images \(b, h, w, c\), got .*\(1, 9, 8\)"):
+    with pytest.raises(EcaJaxError, match=r"coordinate: expected the activation of images, .*\(1, 9, 8\)"):
         CoordinateAttention(8, rngs=nnx.Rngs(0))(jnp.ones((1, 9, 8)))
     with pytest.raises(EcaJaxError, match=r"attention\.reduction: expected 1 or more, got 0"):
         AttentionConfig("coordinate", reduction=0)

@@ -49,7 +49,7 @@ def test_ela(size, k, mixed, groups, shape):
 def test_errors():
     with pytest.raises(EcaJaxError, match=r"ela: size B has a group norm of 16 groups, .* 24 channels .*of 16: "):
         ELA(24, rngs=nnx.Rngs(0))
-    with pytest.raises(EcaJaxError, match=r"ela: expected images \(b, h, w, c\), got .*\(1, 9, 16\)"):
+    with pytest.raises(EcaJaxError, match=r"ela: expected the activation of images, .*\(1, 9, 16\)"):
         ELA(16, rngs=nnx.Rngs(0))(jnp.ones((1, 9, 16)))
     with pytest.raises(EcaJaxError, match=r"attention\.size: expected one of T, B, S, L, got 'M'"):
         AttentionConfig("ela", size="M")
