@@ -1,6 +1,7 @@
 """The global context block (GCNet)."""
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,8 @@ class GC(nnx.Module):
         """(b, ..., c) -> (b, c): the average of the pixels with their weights, float32 or wider."""
         x = widened(x).reshape(len(x), -1, x.shape[-1])
         # Sums and no matrix products, which would have one column: on TPU they are rounded to bfloat16.
-        weights = jax.nn.softmax(jnp.sum(x * self.mask.kernel[:, 0], -1) + self.mask.bias[...], axis=1)
+        bias = cast(nnx.Param, self.mask.bias)[...]
+        weights = jax.nn.softmax(jnp.sum(x * self.mask.kernel[:, 0], -1) + bias, axis=1)
         return jnp.sum(x * weights[..., None], axis=1)
 
     def __call__(self, x: jax.Array) -> jax.Array:

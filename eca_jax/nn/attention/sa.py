@@ -65,7 +65,8 @@ class SA(nnx.Module):
         a = self.pixel_weight[...] * self.norm_weight[...] * jax.lax.rsqrt(variance + EPSILON)
         b = self.pixel_weight[...] * self.norm_bias[...] + self.pixel_bias[...] - a * mean[:, :, 1]
         first = self.channel_weight[...] * mean[:, :, 0] + self.channel_bias[...]
-        return tuple(jnp.stack(pair, 2).reshape(len(x), -1) for pair in ((jnp.zeros_like(a), a), (first, b)))
+        flat = (len(x), -1)
+        return jnp.stack([jnp.zeros_like(a), a], 2).reshape(flat), jnp.stack([first, b], 2).reshape(flat)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b, ..., c) -> the same shape and dtype: gated and shuffled."""
