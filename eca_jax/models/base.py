@@ -157,13 +157,15 @@ class Backbone(nnx.Module):
         return self.head(self.features(x, rngs=rngs)[self.feature_info[-1].name], rngs=rngs)
 
     @property
-    def run(self) -> Callable[[nnx.Module, jax.Array, nnx.Rngs | None], jax.Array]:
+    def run(self) -> Callable[[nnx.Module, Any, nnx.Rngs | None], Any]:
         """(block, activation (b, h, w, c), rngs) -> what one residual block makes of it.
+
+        The activation may be among other arrays in a tuple, if the block takes one.
 
         No method: `nnx.tabulate` calls those in its own way, and fails where a module is among the arguments.
         """
 
-        def call(block: Any, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        def call(block: Any, x: Any, rngs: nnx.Rngs | None) -> Any:
             return block(x, rngs=rngs)
 
         return nnx.remat(call) if self.rematerialise else call

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from eca_jax.errors import EcaJaxError
-from eca_jax.models import ba_resnet, mobilenetv2, resnet
+from eca_jax.models import ba_resnet, emca_resnet, mobilenetv2, resnet
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.settings import checked, checked_dtype
 from eca_jax.nn.attention import ATTENTIONS, AttentionConfig, GCTConv
@@ -43,6 +43,10 @@ INSIDE: dict[str, BackboneFactory] = {
     **{f"gct_{name}": functools.partial(gated_convolutions, BACKBONES[name]) for name in PAPER},
     **{
         f"ba_{name}": functools.partial(resnet.ResNet, ba_resnet.with_bridges(resnet.VARIANTS[name]))
+        for name in RESNETS
+    },
+    **{
+        f"emca_{name}": functools.partial(emca_resnet.EMCAResNet, emca_resnet.with_memory(resnet.VARIANTS[name]))
         for name in RESNETS
     },
 }

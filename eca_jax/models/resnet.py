@@ -211,13 +211,15 @@ class ResNet(Backbone):
         self.dropout = Dropout(dropout or 0.0)
         self.fc = bricks.classifier(c, num_classes)
 
-    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+    def _stem(self, x: jax.Array) -> jax.Array:
+        """Images (b, h, w, in_channels) -> what the first block gets."""
         expect_images(x, self.in_channels)
         stem = self.conv1.layers if isinstance(self.conv1, nnx.Sequential) else (self.conv1,)
         x = nnx.relu(in_turn(x, *stem, self.bn1))
-        if not self.small_stem:
-            x = max_pool(x, training=not self.bn1.use_running_average)
-        outputs = {}
+        return x if self.small_stem else max_pool(x, training=not self.bn1.use_running_average)
+
+    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        x, outputs = self._stem(x), {}
         for name in STAGES:
             for block in getattr(self, name):
                 x = self.run(block, x, rngs)

@@ -30,6 +30,7 @@ from eca_jax.nn.attention.eca import (
 )
 from eca_jax.nn.attention.ela import ELA as ELA
 from eca_jax.nn.attention.ema import EMA as EMA
+from eca_jax.nn.attention.emca import EMCA as EMCA
 from eca_jax.nn.attention.fca import FCA as FCA
 from eca_jax.nn.attention.gather_excite import (
     GE as GE,
