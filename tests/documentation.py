@@ -64,6 +64,7 @@ PACKAGES = {
     "TensorFlow": "tensorflow",
     "Hugging Face datasets": "datasets",
     "Weights & Biases": "wandb",
+    "Matplotlib": "matplotlib",
 }
 """What a block may need beside the dependencies of this package -> the module. Where that is installed, it runs."""
 OUTPUT = ("", "text", "bibtex")
