@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from eca_jax.errors import EcaJaxError, expect_one_of
@@ -92,7 +93,24 @@ class PlaneGate(nnx.Module):
     def __call__(self, x: jax.Array, axis: int) -> jax.Array:
         """(b, h, w, c) -> gates with 1 instead of the size of `axis` (1, 2 or 3), in float32 or wider."""
         pooled = jnp.stack([pool(x, (axis,)) for pool in ORDERS[self.order]], axis=-1)
-        return jnp.expand_dims(jax.nn.sigmoid(self.bn(self.conv(pooled)))[..., 0], axis)
+        # XLA:TPU compiles the convolution for minutes, once in each block, if an axis of the plane is the channels.
+        z = jax.lax.platform_dependent(pooled, self.conv.kernel[...], tpu=banded, default=self.conv.convolve)
+        return jnp.expand_dims(jax.nn.sigmoid(self.bn(z))[..., 0], axis)
+
+
+def banded(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The convolution of (b, p, q, 2) with (k, k, 2, 1), padded with zeros to the same size, as one along q alone.
+
+    Its features are the places along p, of which the kernel makes matrices with k diagonals.
+    """
+    k, (b, p, q, _) = len(kernel), x.shape
+    pad = (k - 1) // 2
+    diagonals = np.stack([np.eye(p, k=pad - i) for i in range(k)]).astype(kernel.dtype)
+    bands = jnp.einsum("irp,ijco->jrcp", diagonals, kernel, precision="highest").reshape(k, 2 * p, p)
+    x = x.swapaxes(1, 2).reshape(b, q, 2 * p)
+    layout = ("NWC", "WIO", "NWC")
+    z = jax.lax.conv_general_dilated(x, bands, (1,), [(pad, pad)], dimension_numbers=layout, precision="highest")
+    return z.swapaxes(1, 2)[..., None]
 
 
 class CBAM(nnx.Module):

@@ -56,15 +56,15 @@ def maximum(x: jax.Array, axis: int) -> jax.Array:
 
 
 def mean_and_variance(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """The mean and the unbiased variance over `axes`, without these axes, in float32 or wider.
+    """The mean and the unbiased variance over `axes`, without these axes: float32 or wider, from one pass over x.
 
-    The second pass over x costs less than a pass for both moments that takes the values relative to one of them, which
-    a mean much larger than the deviations would need: for that, XLA:TPU keeps x in float32.
+    As in the batch norm before, the variance loses digits where |mean| >> std. Deviations from the mean, or from any
+    value of x, would need the finished x: on a TPU, another two passes over it, in float32.
     """
     x = widened(x)
-    mean = x.mean(axes, keepdims=True)
-    variance = jnp.square(x - mean).sum(axes) / (math.prod(x.shape[axis] for axis in axes) - 1)
-    return jnp.squeeze(mean, axes), variance
+    n = math.prod(x.shape[axis] for axis in axes)
+    mean, square = x.mean(axes), jnp.square(x).mean(axes)
+    return mean, jnp.maximum(square - jnp.square(mean), 0) * (n / (n - 1))
 
 
 def strips(name: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:

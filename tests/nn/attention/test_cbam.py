@@ -8,6 +8,7 @@ from flax import nnx
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention import CBAM, AttentionConfig
+from eca_jax.nn.attention.cbam import PlaneGate, banded
 from tests.nn.attention.checks import check, normed, sigmoid
 
 
@@ -56,6 +57,15 @@ def test_at_first_every_pixel_is_halved(rng):
     assert not module.fc1.bias[...].any()
     assert not module.fc2.bias[...].any()
     assert module.spatial.bn.momentum == 0.01
+
+
+@pytest.mark.parametrize(("k", "plane"), [(7, (5, 4)), (7, (2, 16)), (3, (6, 7))])
+@jax.enable_x64(True)
+def test_the_convolution_of_tpus(rng, k, plane):
+    """It is that of all other platforms."""
+    conv = PlaneGate(k, param_dtype=jnp.float64, rngs=nnx.Rngs(0)).conv
+    x = jnp.asarray(rng.normal(size=(2, *plane, 2)))
+    np.testing.assert_allclose(banded(x, conv.kernel[...]), conv(x), rtol=0, atol=1e-14)
 
 
 def test_what_cannot_work_is_refused():
