@@ -36,7 +36,7 @@ def test_sa(shape):
 def test_every_gate_starts_at_the_sigmoid_of_1(rng):
     x = rng.normal(size=(2, 4, 3, 128)).astype(np.float32)
     shuffled = x.reshape(2, 4, 3, 2, 64).transpose(0, 1, 2, 4, 3).reshape(x.shape)
-    np.testing.assert_allclose(SA(128)(jnp.asarray(x)), shuffled * sigmoid(1), rtol=1e-6)
+    np.testing.assert_allclose(SA(128)(jnp.asarray(x)), shuffled * sigmoid(np.ones(1)), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
