@@ -83,7 +83,8 @@ def complexity(model: Backbone | str, image_size: int | tuple[int, int] = 224) -
     convolutions and matrix products, not their biases; norms, activations, pooling and the products of gates with
     activations are not. An activation is an element of a result that is counted (Radosavovic et al. 2020, section 3).
     What is counted is the network as its formulas say. In evaluation mode, it computes less: the average behind a 1x1
-    convolution comes from the average before it (docs/performance.md).
+    convolution comes from the average before it (docs/performance.md). Products of weights alone, which are the same
+    for all images, are not counted.
 
     Args:
       model: a name (`list_models()`), or a network in any mode; also one without arrays, of `nnx.eval_shape`.
@@ -102,12 +103,7 @@ def complexity(model: Backbone | str, image_size: int | tuple[int, int] = 224) -
         raise EcaJaxError(f"model: expected a name or a network of create_model, got {type(model).__name__}")
     calls, jaxpr = _traced(model, size)
     modules = _modules(model)
-    work = {path: [0, 0] for path in modules}
-    for operation in operations(jaxpr):
-        total = work[MODULE.findall(operation.scope)[-1]]
-        total[0] += operation.multiply_adds
-        total[1] += operation.outputs
-    parameters = _own_parameters(model, modules.keys())
+    work, parameters = _work(jaxpr, modules), _own_parameters(model, modules)
     layers = {
         path: Layer(path, type(module).__name__, calls.get(path), parameters[path], *work[path])
         for path, module in modules.items()
@@ -127,6 +123,17 @@ def _modules(model: Backbone) -> dict[str, Any]:
     return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
 
 
+def _work(jaxpr: core.Jaxpr, paths: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Path of a module -> its multiply-adds and activations for one image, those of the modules inside it left out."""
+    moving = [False] * (len(jaxpr.invars) - 1) + [True]  # weights, then the images
+    work = dict.fromkeys(paths, (0, 0))
+    for operation in operations(jaxpr, moving):
+        path = MODULE.findall(operation.scope)[-1]
+        multiply_adds, activations = work[path]
+        work[path] = multiply_adds + operation.multiply_adds, activations + operation.outputs
+    return {path: (multiply_adds // IMAGES, outputs // IMAGES) for path, (multiply_adds, outputs) in work.items()}
+
+
 def _own_parameters(model: Backbone, paths: Iterable[str]) -> dict[str, int]:
     """Path of a module -> its parameters that are in no module inside it."""
     count = dict.fromkeys(paths, 0)
@@ -137,13 +144,13 @@ def _own_parameters(model: Backbone, paths: Iterable[str]) -> dict[str, int]:
 
 
 def _traced(model: Backbone, size: tuple[int, int]) -> tuple[dict[str, tuple[int, ...] | None], core.Jaxpr]:
-    """The shapes that the modules returned, by path, in the order of their calls; and the computation of one image.
+    """The shapes that the modules returned, by path, in the order of their calls; and the computation of `IMAGES`.
 
     Every operation stands in the scope of the module that called it.
     """
     graphdef, state = nnx.split(model)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-    images = jax.ShapeDtypeStruct((1, *size, model.in_channels), jnp.float32)
+    images = jax.ShapeDtypeStruct((IMAGES, *size, model.in_channels), jnp.float32)
     calls: dict[str, tuple[int, ...] | None] = {}
 
     def forward(state: nnx.State, images: jax.Array) -> jax.Array:
@@ -159,6 +166,8 @@ def _traced(model: Backbone, size: tuple[int, int]) -> tuple[dict[str, tuple[int
     return calls, jax.make_jaxpr(forward)(state, images).jaxpr
 
 
+IMAGES = 2
+"""The batch that is traced: batch norms of averages have no statistics of one image."""
 MODULE = re.compile(r"module#([^#]*)#")
 """The scope of a module, with its path."""
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jax.extend import core
 
 from eca_jax.errors import EcaJaxError
-from eca_jax.nn.attention.eca import CHANNEL_CONV
+from eca_jax.nn.attention.base import SUM_OF_PRODUCTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,37 +22,72 @@ class Operation:
     """The number of elements of its result."""
 
 
-def operations(jaxpr: core.Jaxpr, scope: str = "", turns: int = 1) -> Iterator[Operation]:
+def operations(
+    jaxpr: core.Jaxpr, moving: Sequence[bool] | None = None, *, scope: str = "", turns: int = 1
+) -> Iterator[Operation]:
     """The convolutions and matrix products of a jaxpr, also those in the functions that it calls.
 
     Of what differs by platform, the form of those without one of their own is counted; of other branches, that with the
     most multiply-adds; the body of a scan as often as it runs.
 
     Args:
+      moving: of every input, whether it counts: a product that depends on no such input is left out, as those of
+        weights alone, which are the same for all images. None is True for all.
       scope: of the jaxpr itself.
       turns: how often it is run.
 
     Raises:
       EcaJaxError: there are such operations in a loop whose number of turns depends on values.
     """
+    reached = {variable for i, variable in enumerate(jaxpr.invars) if moving is None or moving[i]}
     for eqn in jaxpr.eqns:
+        inputs = [isinstance(atom, core.Var) and atom in reached for atom in eqn.invars]
+        if not any(inputs):
+            continue
+        reached.update(eqn.outvars)
         here = f"{scope}/{eqn.source_info.name_stack}"
-        name, size = eqn.primitive.name, turns * math.prod(eqn.outvars[0].aval.shape if eqn.outvars else ())
-        if name in WORK:
-            yield Operation(here, size * WORK[name](eqn), size)
-        elif name in SHIFTED and CHANNEL_CONV in here:
-            yield Operation(here, *(size * sign for sign in SHIFTED[name]))
-        elif name == "cond":
-            yield from _branch(eqn, here, turns)
+        if rule := WORK.get(eqn.primitive.name):
+            yield Operation(here, turns * _size(eqn.outvars[0]) * rule(eqn), turns * _size(eqn.outvars[0]))
+        elif SUM_OF_PRODUCTS in here and (signs := WRITTEN_OUT.get(eqn.primitive.name)):
+            yield Operation(here, *(turns * n for n in signs(eqn)))
         else:
-            times = turns * eqn.params["length"] if name == "scan" else turns
-            inner = [found for body in _bodies(eqn.params.values()) for found in operations(body, here, times)]
-            if name == "while" and inner:
-                raise EcaJaxError(
-                    "complexity: the network computes products in a while loop, and shapes do not tell how often it "
-                    "turns; write it as jax.lax.scan, or as jax.lax.fori_loop with a number of turns that is known"
-                )
-            yield from inner
+            yield from _called(eqn, inputs, here, turns)
+
+
+def _called(eqn: Any, inputs: list[bool], scope: str, turns: int) -> list[Operation]:
+    """The operations of the functions that an equation calls."""
+    name = eqn.primitive.name
+    turns *= eqn.params["length"] if name == "scan" else 1
+
+    def of(body: core.Jaxpr) -> list[Operation]:
+        # The inputs of a branch follow its condition; what goes round in a loop may come from any input.
+        moving = None if name in ("scan", "while") else inputs[len(inputs) - len(body.invars) :]
+        return list(operations(body, moving, scope=scope, turns=turns))
+
+    bodies = [of(body) for body in _bodies(eqn.params.values())]
+    if name == "cond":
+        platforms = eqn.params.get("branches_platforms")
+        if platforms and None in platforms:
+            return bodies[platforms.index(None)]
+        return max(bodies, key=lambda found: sum(operation.multiply_adds for operation in found))
+    if name == "while" and any(bodies):
+        raise EcaJaxError(
+            "complexity: the network computes products in a while loop, and shapes do not tell how often it turns; "
+            "write it as jax.lax.scan, or as jax.lax.fori_loop with a number of turns that is known"
+        )
+    return [operation for body in bodies for operation in body]
+
+
+def _bodies(values: Any) -> Iterator[core.Jaxpr]:
+    for value in values:
+        if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
+            yield value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
+        elif isinstance(value, tuple | list):
+            yield from _bodies(value)
+
+
+def _size(atom: Any) -> int:
+    return math.prod(atom.aval.shape)
 
 
 def _convolution(eqn: Any) -> int:
@@ -69,22 +104,10 @@ def _product(eqn: Any) -> int:
 
 WORK: dict[str, Callable[[Any], int]] = {"conv_general_dilated": _convolution, "dot_general": _product}
 """Operation -> the multiply-adds for each element of its result."""
-SHIFTED = {"mul": (1, 1), "add": (0, -1)}
-"""Of a convolution that is written as k shifted products and k - 1 additions: what each of their elements adds to its
-multiply-adds and to its outputs."""
-
-
-def _bodies(values: Any) -> Iterator[core.Jaxpr]:
-    for value in values:
-        if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
-            yield value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
-        elif isinstance(value, tuple | list):
-            yield from _bodies(value)
-
-
-def _branch(eqn: Any, scope: str, turns: int) -> list[Operation]:
-    branches = [list(operations(body, scope, turns)) for body in _bodies(eqn.params["branches"])]
-    platforms = eqn.params.get("branches_platforms")
-    if platforms and None in platforms:
-        return branches[platforms.index(None)]
-    return max(branches, key=lambda found: sum(operation.multiply_adds for operation in found))
+WRITTEN_OUT: dict[str, Callable[[Any], tuple[int, int]]] = {
+    "mul": lambda eqn: (_size(eqn.outvars[0]), _size(eqn.outvars[0])),
+    "add": lambda eqn: (0, -_size(eqn.outvars[0])),
+    "reduce_sum": lambda eqn: (0, _size(eqn.outvars[0]) - _size(eqn.invars[0])),
+}
+"""Operation in the scope of a sum of products -> what it adds to the multiply-adds and to the outputs: every product is
+a multiply-add, and of the products those that are summed are no outputs."""

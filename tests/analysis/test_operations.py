@@ -7,6 +7,7 @@ from jax import lax
 
 from eca_jax.analysis.operations import operations
 from eca_jax.errors import EcaJaxError
+from eca_jax.nn.attention.base import weighted_sum
 from eca_jax.nn.attention.eca import _slide
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -54,6 +55,11 @@ def test_shifted_multiplications_are_a_convolution(circular):
     assert sum_of(counted(lambda s, kernel: slide(s, kernel) * 2 + s, (2, 16), (5, 16))) == (2 * 16 * 5, 2 * 16)
 
 
+def test_sums_of_products_are_matrix_products():
+    context = lambda x, weights: weighted_sum(x, weights, (1, 2))  # noqa: E731
+    assert sum_of(counted(context, (2, 4, 5, 8), (2, 4, 5, 1))) == (2 * 20 * 8, 2 * 8)
+
+
 def sum_of(found):
     return tuple(map(sum, zip(*found, strict=True)))
 
@@ -65,6 +71,17 @@ def test_inner_functions():
     assert counted(lambda x, y: lax.cond(x[0, 0] > 0, lambda: x @ y @ x, lambda: x @ y), *shapes) == [product] * 2
     by_platform = lambda x, y: lax.platform_dependent(x, y, cpu=lambda x, y: x, default=jnp.matmul)  # noqa: E731
     assert counted(by_platform, *shapes) == [product]
+
+
+def test_products_of_weights_alone_are_left_out():
+    def function(x, w):
+        w = jax.jit(jnp.matmul)(w, w)
+        return lax.scan(lambda x, _: (x @ w, None), x, length=2)[0]
+
+    shapes = (jax.ShapeDtypeStruct((4, 4), jnp.float32),) * 2
+    jaxpr = jax.make_jaxpr(function)(*shapes).jaxpr
+    assert [operation.multiply_adds for operation in operations(jaxpr, [True, False])] == [2 * 64]
+    assert [operation.multiply_adds for operation in operations(jaxpr)] == [64, 2 * 64]
 
 
 def test_a_loop_of_unknown_length_is_refused():

@@ -11,6 +11,10 @@ from flax import nnx
 
 from eca_jax.nn.norm import BatchNorm
 
+SUM_OF_PRODUCTS = "sum_of_products"
+"""The scope (`jax.named_scope`) of a convolution or matrix product that is written as products and their sum: by it,
+`eca_jax.analysis.complexity` counts it as what it is, and profiles show what the products belong to."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Place:
@@ -47,6 +51,12 @@ class NoOptions:
 def squeeze(x: jax.Array) -> jax.Array:
     """(b, ..., c) -> (b, c): the average over the pixels, in float32 or wider."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=jnp.promote_types(x.dtype, jnp.float32))
+
+
+@jax.named_scope(SUM_OF_PRODUCTS)
+def weighted_sum(x: jax.Array, weights: jax.Array, axis: int | tuple[int, ...], *, keepdims: bool = False) -> jax.Array:
+    """The sum of x * weights over an axis or several: a matrix product or a convolution with one result for each."""
+    return jnp.sum(x * weights, axis=axis, keepdims=keepdims)
 
 
 def scale(x: jax.Array, gates: jax.Array) -> jax.Array:

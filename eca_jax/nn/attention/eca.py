@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eca_jax.errors import EcaJaxError
-from eca_jax.nn.attention.base import ChannelGate, Slot
+from eca_jax.nn.attention.base import SUM_OF_PRODUCTS, ChannelGate, Slot
 from eca_jax.nn.layers import uniform_fan_in
 
 KernelSizes = int | tuple[int, ...] | str
@@ -18,9 +18,6 @@ MAX_KERNEL_SIZE = 255
 """The limit on kernel sizes. A kernel of k weights becomes k multiplications in the program, in every block, and three
 times as many in training, so a size with too many zeros would be traced for minutes. The formula asks for 7 on 2048
 channels; the paper tried up to 9."""
-CHANNEL_CONV = "channel_conv"
-"""The scope (`jax.named_scope`) of a convolution over the channels that is written as shifted multiplications: by it,
-profiles show what they belong to, and `eca_jax.analysis.complexity` counts them as the convolution that they are."""
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> int:
@@ -94,7 +91,7 @@ def _check_kernel_size(size: int) -> int:
     return size
 
 
-@jax.named_scope(CHANNEL_CONV)
+@jax.named_scope(SUM_OF_PRODUCTS)
 def _slide(s: jax.Array, kernel: jax.Array, *, circular: bool = False) -> jax.Array:
     """Correlates s (b, c) with a kernel along the channels, as k shifted multiplications.
 

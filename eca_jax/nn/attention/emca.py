@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eca_jax.nn.attention.base import Informed
+from eca_jax.nn.attention.base import SUM_OF_PRODUCTS, Informed
 from eca_jax.nn.attention.eca import _slide, adaptive_kernel_size
 from eca_jax.nn.layers import uniform_fan_in
 
@@ -59,6 +59,7 @@ class EMCA(nnx.Module):
         return Informed(lambda s: self.gate(s, memory))
 
 
+@jax.named_scope(SUM_OF_PRODUCTS)
 def weighted(weights: jax.Array, arrays: Sequence[jax.Array]) -> jax.Array:
     """The sum of n arrays, each times one of the n weights."""
     return functools.reduce(jnp.add, (w * a for w, a in zip(weights, arrays, strict=True)))

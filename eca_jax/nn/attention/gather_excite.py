@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from eca_jax.errors import EcaJaxError
-from eca_jax.nn.attention.base import ChannelGate, Slot
+from eca_jax.nn.attention.base import ChannelGate, Slot, weighted_sum
 from eca_jax.nn.attention.maps import expect_map
 from eca_jax.nn.attention.se import hidden_width
 from eca_jax.nn.layers import Conv, row
@@ -159,7 +159,7 @@ class MapGather(nnx.Module):
                 f"GE: made for maps of {kernel.shape[0]}x{kernel.shape[1]} pixels and {kernel.shape[2]} channels, got "
                 f"an activation {x.shape}: give the right attention.sides, or an attention.extent, which fits all maps"
             )
-        return self.norm((widened(x) * kernel).sum((1, 2), keepdims=True))
+        return self.norm(weighted_sum(widened(x), kernel, (1, 2), keepdims=True))
 
 
 class StridedGather(nnx.Module):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eca_jax.errors import EcaJaxError
-from eca_jax.nn.attention.base import Identity, Place, Slot
+from eca_jax.nn.attention.base import Identity, Place, Slot, weighted_sum
 from eca_jax.nn.layers import linear
 from eca_jax.nn.norm import widened
 
@@ -90,8 +90,8 @@ class GC(nnx.Module):
         x = widened(x).reshape(len(x), -1, x.shape[-1])
         # Sums and no matrix products, which would have one column: on TPU they are rounded to bfloat16.
         bias = cast(nnx.Param, self.mask.bias)[...]
-        weights = jax.nn.softmax(jnp.sum(x * self.mask.kernel[:, 0], -1) + bias, axis=1)
-        return jnp.sum(x * weights[..., None], axis=1)
+        weights = jax.nn.softmax(weighted_sum(x, self.mask.kernel[:, 0], -1) + bias, axis=1)
+        return weighted_sum(x, weights[..., None], 1)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b, ..., c) -> the same shape and dtype, with as much added to every pixel."""
