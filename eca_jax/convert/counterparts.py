@@ -45,6 +45,8 @@ COUNTERPARTS: dict[str, tuple[Counterpart, ...]] = {
         Counterpart("cbam", TIMM_CBAM | {"bias": True}, "cbam", {"mlp_bias": True}),
         Counterpart("gc", TIMM_GC | {"reduction": 8}, "gca"),
         Counterpart("gc", TIMM_GC | {"reduction": 16}, "gca", {"rd_ratio": 1 / 16}),
+        Counterpart("ge_minus", {"extent": None}, "ge", {"use_mlp": False, "extra_params": False}),
+        Counterpart("coordinate", {"reduction": 24, "rounded": True, "bias": False}, "coord"),
     ),
 }
 """Source -> the attentions that its classes have. What is not here would be computed differently there."""

@@ -122,6 +122,9 @@ OF_TIMM: dict[str, Callable[[Slots], AttentionConfig]] = {
     "fc.weight": lambda slots: AttentionConfig("ese"),
     "channel.fc1.weight": _cbam,
     "mlp_add.fc1.weight": _gc,
+    "conv_h.weight": lambda slots: AttentionConfig(
+        "coordinate", reduction=24, rounded=True, bias="conv_h.bias" in slots[0]
+    ),
 }
 """An array that timm's attention of a kind has and no other -> our attention, from the shapes in every stage."""
 

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from eca_jax.models.base import Backbone
-from eca_jax.nn.attention import CBAM, ECA, ECA_NS, ESE, GC, SE
+from eca_jax.nn.attention import CBAM, ECA, ECA_NS, ESE, GC, SE, CoordinateAttention
 from eca_jax.nn.layers import Conv
 from eca_jax.nn.norm import BatchNorm
 
@@ -66,6 +66,12 @@ RULES: dict[type, Rules] = {
         **_pointwise("fc1", "mlp_add.fc1"),
         **_norm("norm", "mlp_add.norm"),
         **_pointwise("fc2", "mlp_add.fc2"),
+    },
+    CoordinateAttention: {
+        **_pointwise("fc1", "conv1"),
+        **_norm("norm", "bn1"),
+        **_pointwise("fc_h", "conv_h"),
+        **_pointwise("fc_w", "conv_w"),
     },
 }
 """Layer -> our array -> (PyTorch's name of it, layout)."""
