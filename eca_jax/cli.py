@@ -659,7 +659,14 @@ def _benchmark(args: argparse.Namespace) -> int:
 
 
 def _table_arguments(command: Parser) -> None:
-    command.add_argument("which", choices=("2", "3", "poster"), help="ECA-Net's table 2 or 3, or that of its poster")
+    about = "ECA-Net's table 2 or 3, or that of its poster; complexity: parameters, multiply-adds and activations"
+    command.add_argument("which", choices=("2", "3", "poster", "complexity"), help=about)
+    group = command.add_argument_group("of complexity")
+    about = "names, weight files or workdirs of runs (default: resnet50 se_resnet50 eca_resnet50)"
+    group.add_argument("models", nargs="*", metavar="MODEL", help=about)
+    group.add_argument("--attention", nargs="+", metavar="KIND", help="every MODEL with each of these attentions")
+    group.add_argument("--image-size", type=_positive, metavar="PIXELS", help="of square images (default: 224)")
+    group.add_argument("--by-layer", action="store_true", help="a line for each layer of one MODEL")
     about = "default: markdown, or by the ending of --output"
     command.add_argument("--format", choices=("markdown", "latex", "json"), help=about)
     about = "a .md, .tex or .json file, written in place of printing (replaced if it is there)"
@@ -667,20 +674,43 @@ def _table_arguments(command: Parser) -> None:
 
 
 def _table(args: argparse.Namespace) -> int:
-    from eca_jax.analysis.paper_tables import TABLES
     from eca_jax.analysis.table import FORMATS, format_of
     from eca_jax.convert.files import check_writable, write
 
     form = args.format or format_of(args.output)
     if args.output:
         check_writable(args.output)
-    text = FORMATS[form](TABLES[args.which]())
+    text = FORMATS[form](_complexity_table(args) if args.which == "complexity" else _paper_table(args))
     if args.output:
         write(args.output, text.encode())
         print(f"table {args.which} -> {args.output}")
     else:
         print(text, end="")
     return EXIT_OK
+
+
+def _paper_table(args: argparse.Namespace) -> Any:
+    from eca_jax.analysis.paper_tables import TABLES
+
+    given = [*args.models, *(f"--{name}" for name in ("attention", "image-size", "by-layer") if _given(args, name))]
+    if given:
+        raise EcaJaxError(f"{given[0]}: goes with `table complexity`; table {args.which} has the networks of the paper")
+    return TABLES[args.which]()
+
+
+def _complexity_table(args: argparse.Namespace) -> Any:
+    from eca_jax.analysis.complexity_table import DEFAULT, complexity_table, layer_table, networks
+
+    models = networks(args.models or DEFAULT, args.attention or ())
+    if not args.by_layer:
+        return complexity_table(models, args.image_size or 224)
+    if len(models) != 1:
+        raise EcaJaxError(f"--by-layer: expected one MODEL and at most one KIND, got {len(models)} networks")
+    return layer_table(models[0], args.image_size or 224)
+
+
+def _given(args: argparse.Namespace, name: str) -> bool:
+    return bool(getattr(args, name.replace("-", "_")))
 
 
 def _add_output_argument(command: Parser, name: str) -> None:

@@ -126,7 +126,7 @@ def _modules(model: Backbone) -> dict[str, Any]:
 def _work(jaxpr: core.Jaxpr, paths: Iterable[str]) -> dict[str, tuple[int, int]]:
     """Path of a module -> its multiply-adds and activations for one image, those of the modules inside it left out."""
     moving = [False] * (len(jaxpr.invars) - 1) + [True]  # weights, then the images
-    work = dict.fromkeys(paths, (0, 0))
+    work: dict[str, tuple[int, int]] = {path: (0, 0) for path in paths}
     for operation in operations(jaxpr, moving):
         path = MODULE.findall(operation.scope)[-1]
         multiply_adds, activations = work[path]
@@ -157,9 +157,9 @@ def _traced(model: Backbone, size: tuple[int, int]) -> tuple[dict[str, tuple[int
         network = nnx.merge(graphdef, state)  # a copy, which ends with the trace
         network.eval()  # no random numbers
         for path, module in _modules(network).items():
+            module.watch = nnx.static(_Watch(path, calls))
             if isinstance(module, BatchNorm):  # with batch statistics, `tail` takes no average before a convolution
                 module.use_running_average, module.group_size = False, None
-            module.watch = nnx.static(_Watch(path, calls))
             object.__setattr__(module, "__class__", _watched(type(module)))
         return network(images)
 
