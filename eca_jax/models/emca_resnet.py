@@ -23,7 +23,7 @@ class EMCABasicBlock(BasicBlock):
 
     attn: EMCA
 
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]: `features` calls it
         self, inputs: tuple[jax.Array, Memory], *, rngs: nnx.Rngs | None = None
     ) -> tuple[jax.Array, jax.Array]:
         x, memory = inputs
@@ -42,7 +42,7 @@ class EMCABottleneck(Bottleneck):
 
     attn: EMCA
 
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]: `features` calls it
         self, inputs: tuple[jax.Array, Memory], *, rngs: nnx.Rngs | None = None
     ) -> tuple[jax.Array, jax.Array]:
         x, memory = inputs
