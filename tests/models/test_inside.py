@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import eca_jax
+from eca_jax.analysis import complexity
 from eca_jax.convert.convert import convert
 from eca_jax.convert.pretrained import load
 from eca_jax.errors import EcaJaxError
@@ -120,3 +121,8 @@ def test_a_gct_on_the_image_is_not_adapted_to_other_channels(tmp_path):
 def test_another_attention_is_refused(name):
     with pytest.raises(EcaJaxError, match=f"model '{name}' has its attention inside of its blocks, but .* 'eca'"):
         ModelConfig(name, attention="eca")  # pyright: ignore[reportArgumentType]
+
+
+def test_bridge_attention_is_counted_too():
+    """The count looks at one image, with statistics of the batch in every batch norm."""
+    assert complexity(abstract("ba_resnet18"), 32).parameters == PLAIN["resnet18"] + ADDED["ba_resnet18"]

@@ -46,10 +46,11 @@ class BA(nnx.Module):
         self.reduce = nnx.List([layer(c, hidden) for c in (*inner, channels)])
         self.norms = nnx.List([norm(hidden) for _ in self.reduce])
         self.expand = layer(hidden, channels)
+        self.deterministic = False  # set by nnx.Module.train() and .eval()
 
     def gate(self, *averages: jax.Array) -> jax.Array:
         """The averages (b, c_i) of all activations -> gates (b, c) of the last one's channels."""
-        self._expect_several(len(averages[0]))
+        self._expect_several(averages[0].shape[0])
         hidden = sum(norm(fc(s)) for fc, norm, s in zip(self.reduce, self.norms, averages, strict=True))
         return jax.nn.sigmoid(self.expand(jax.nn.relu(hidden)))
 
@@ -59,9 +60,7 @@ class BA(nnx.Module):
         return Informed(lambda s: self.gate(*averages, s))
 
     def _expect_several(self, batch: int) -> None:
-        norm = self.norms[0]
-        size = norm.group_size or batch
-        if size == 1 and not norm.use_running_average:
+        if not self.deterministic and (self.norms[0].group_size or batch) == 1:
             raise EcaJaxError(
                 "BA: its batch norms have one value of each example, and no variance over a statistics group of 1; "
                 "expected a batch, and model.batch_norm_group, of 2 or more in training, or model.eval()"

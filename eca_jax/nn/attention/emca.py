@@ -67,4 +67,4 @@ def weighted(weights: jax.Array, arrays: Sequence[jax.Array]) -> jax.Array:
 
 def repeated(s: jax.Array, channels: int) -> jax.Array:
     """(b, c) -> (b, channels): the channels over and over, the last time as many as there is room for."""
-    return jnp.tile(s, (1, math.ceil(channels / s.shape[1])))[:, :channels]
+    return jnp.concatenate([s] * math.ceil(channels / s.shape[1]), axis=1)[:, :channels]
