@@ -238,6 +238,8 @@ ELEMENTWISE = {
     "max": "Max",
     "min": "Min",
     "logistic": "Sigmoid",
+    "sqrt": "Sqrt",
+    "tanh": "Tanh",
 }
 
 
@@ -430,16 +432,20 @@ class _Builder:
             return None
         return self.product(x, y) if isinstance(x, str) and isinstance(y, np.ndarray) else self.node("MatMul", x, y)
 
+    def op_square(self, eqn: core.JaxprEqn, x: Value) -> str | None:
+        return self.node("Mul", x, x)
+
     def op_reduce_sum(self, eqn: core.JaxprEqn, x: Value) -> str | None:
-        if len(_shape(eqn)) != 4 or sorted(eqn.params["axes"]) != [1, 2]:
-            return None
-        return self.node("ReduceSum", x, np.array([2, 3]), keepdims=0)
+        """Over the pixels of (b, h, w, c), or over the channels of (b, c)."""
+        axes = {(4, (1, 2)): [2, 3], (2, (1,)): [1]}.get((len(_shape(eqn)), tuple(sorted(eqn.params["axes"]))))
+        return None if axes is None else self.node("ReduceSum", x, np.array(axes), keepdims=0)
 
     def op_broadcast_in_dim(self, eqn: core.JaxprEqn, x: Value, *_: Value) -> str | None:
+        """(b, c) -> (b, 1, 1, c), or (b,) -> (b, 1)."""
         b, c = _shape(eqn)[0], _shape(eqn)[-1]
-        if tuple(eqn.params["broadcast_dimensions"]) != (0, 3) or tuple(eqn.params["shape"]) != (b, 1, 1, c):
-            return None
-        return self.node("Unsqueeze", x, np.array([2, 3]))
+        new = {((0, 3), (b, 1, 1, c)): [2, 3], ((0,), (b, 1)): [1]}
+        axes = new.get((tuple(eqn.params["broadcast_dimensions"]), tuple(eqn.params["shape"])))
+        return None if axes is None else self.node("Unsqueeze", x, np.array(axes))
 
     def op_pad(self, eqn: core.JaxprEqn, x: Value, fill: Value) -> str | None:
         config = [tuple(map(operator.index, axis)) for axis in eqn.params["padding_config"]]

@@ -34,6 +34,9 @@ MODELS = {
     "dilated": ("ecaresnet26t", {"width_multiplier": 0.125, "output_stride": 8}),
     "mobilenet": ("eca_mobilenet_v2", {"width_multiplier": 0.25, "small_stem": True}),
     "mobilenet se": ("se_mobilenet_v2", {"width_multiplier": 0.25}),
+    "gct": ("gct_resnet18", NARROW),
+    "ba": ("ba_resnet18", NARROW),
+    "emca": ("emca_resnet18", NARROW),
 }
 # Both families, two attentions that pad and one that does not; in ONNX, which compiles nothing, all of the above.
 STABLEHLO = ("eca", "circular", "se", "mobilenet")
