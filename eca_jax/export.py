@@ -228,6 +228,7 @@ def _compare(exported: Logits, model: Logits, of: jax.ShapeDtypeStruct, toleranc
 
 Value = np.ndarray | str
 NCHW = (0, 3, 1, 2)  # axis i in ONNX is axis NCHW[i] in the jaxpr
+Axes = Sequence[int]
 CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 """Operations that stand for a jaxpr, and the parameter that has it."""
 ELEMENTWISE = {
@@ -238,8 +239,13 @@ ELEMENTWISE = {
     "max": "Max",
     "min": "Min",
     "logistic": "Sigmoid",
+    "exp": "Exp",
     "sqrt": "Sqrt",
     "tanh": "Tanh",
+    "neg": "Neg",
+    "gt": "Greater",
+    "lt": "Less",
+    "stop_gradient": "Identity",
 }
 
 
@@ -345,16 +351,20 @@ class _Builder:
             elif name == "cond" and isinstance(inputs[0], np.ndarray):
                 branch = eqn.params["branches"][inputs[0].item()]
                 outputs = self.run(branch.jaxpr, branch.consts, inputs[1:])
+            elif name == "broadcast_in_dim" and isinstance(inputs[0], np.ndarray):
+                shape = [size if isinstance(size, int) else 1 for size in eqn.params["shape"]]  # b: it is broadcast
+                axes = eqn.params["broadcast_dimensions"]
+                outputs = [np.asarray(jax.lax.broadcast_in_dim(inputs[0], shape, axes))]
             elif not any(isinstance(value, str) for value in inputs):
                 results = eqn.primitive.bind(*inputs, **eqn.params)
                 outputs = [np.asarray(y) for y in (results if eqn.primitive.multiple_results else [results])]
             else:
-                outputs = [self.operation(eqn, inputs)]
+                outputs = self.operation(eqn, inputs)
             values.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def operation(self, eqn: core.JaxprEqn, inputs: list[Value]) -> str:
-        """Adds one operation on at least one tensor."""
+    def operation(self, eqn: core.JaxprEqn, inputs: list[Value]) -> Sequence[str]:
+        """Adds one operation on at least one tensor; returns its results."""
         name = eqn.primitive.name
         atoms: list[Any] = [*eqn.invars, *eqn.outvars]
         for atom in atoms:
@@ -364,7 +374,7 @@ class _Builder:
                     "dtype=float32 and give it the same weights"
                 )
         if name in ELEMENTWISE:
-            return self.elementwise(name, inputs)
+            return [self.elementwise(name, inputs)]
         method = getattr(self, f"op_{name}", None)
         result = method(eqn, *inputs) if method else None
         if result is None:
@@ -372,10 +382,10 @@ class _Builder:
                 f"export to ONNX: this use of the operation {name!r} has no translation: {eqn}; "
                 "add it to eca_jax/export.py, or use export_stablehlo"
             )
-        return result
+        return [result] if isinstance(result, str) else result
 
     def elementwise(self, name: str, inputs: list[Value]) -> str:
-        arrays = [v.transpose(NCHW) if isinstance(v, np.ndarray) and v.ndim == 4 else v for v in inputs]
+        arrays = [_placed(v) for v in inputs]
         if name == "max" and isinstance(arrays[1], np.ndarray) and not arrays[1].any():
             return self.node("Relu", arrays[0])
         if name == "mul" and isinstance(arrays[0], str) and arrays[0] in self.products:
@@ -425,60 +435,152 @@ class _Builder:
             return None
         return {"kernel_shape": window[2:], "strides": strides[2:], "pads": _begins_and_ends(padding[2:])}
 
-    def op_dot_general(self, eqn: core.JaxprEqn, x: Value, y: Value) -> str | None:
+    def op_dot_general(self, eqn: core.JaxprEqn, x: Value, y: Value) -> str:
         (contracted, batch) = eqn.params["dimension_numbers"]
-        plain = [[*axes] for axes in (*contracted, *batch)] == [[1], [0], [], []]
-        if not plain or len(_shape(eqn)) != 2:
+        n, m = (len(atom.aval.shape) for atom in eqn.invars)  # pyright: ignore[reportAttributeAccessIssue]
+        last_by_first = [[*axes] for axes in (*contracted, *batch)] == [[n - 1], [0], [], []]
+        if last_by_first and n == m == 2 and isinstance(x, str) and isinstance(y, np.ndarray):
+            return self.product(x, y)
+        if last_by_first and n in (2, 3) and m == 2:
+            return self.node("MatMul", x, y)
+        left, right = list(range(n)), list(range(n, n + m))  # a number for each axis: those that go together are one
+        for here, there in zip((*contracted[0], *batch[0]), (*contracted[1], *batch[1]), strict=True):
+            right[there] = left[here]
+        used = {*contracted[0], *batch[0]}
+        free = [a for i, a in enumerate(left) if i not in used] + [a for a in right if a >= n]
+        result = [*(left[i] for i in batch[0]), *free]
+        terms = [
+            "".join(chr(ord("a") + axes[i]) for i in (_order(len(axes)) if isinstance(v, str) else range(len(axes))))
+            for axes, v in ((left, x), (right, y), (result, ""))
+        ]
+        return self.node("Einsum", x, y, equation=f"{terms[0]},{terms[1]}->{terms[2]}")
+
+    def moved(self, x: str, have: Axes, want: Axes) -> str:
+        """x, whose axes are `have`, with its axes in the order `want`."""
+        return x if [*have] == [*want] else self.node("Transpose", x, perm=[[*have].index(axis) for axis in want])
+
+    def op_reduce_sum(self, eqn: core.JaxprEqn, x: str) -> str:
+        axes, order = eqn.params["axes"], _order(len(_shape(eqn)))
+        y = self.node("ReduceSum", x, np.array([order.index(axis) for axis in axes]), keepdims=0)
+        return self.without(y, order, axes)
+
+    def op_reduce_max(self, eqn: core.JaxprEqn, x: str) -> str:
+        axes, order = eqn.params["axes"], _order(len(_shape(eqn)))
+        return self.without(self.node("ReduceMax", x, axes=[order.index(i) for i in axes], keepdims=0), order, axes)
+
+    def op_squeeze(self, eqn: core.JaxprEqn, x: str) -> str:
+        return self.squeezed(x, _order(len(_shape(eqn))), eqn.params["dimensions"])
+
+    def squeezed(self, x: str, order: Axes, axes: Axes) -> str:
+        """x, whose axes are in `order`, without some that have the size 1."""
+        return self.without(self.node("Squeeze", x, np.array([order.index(i) for i in axes])), order, axes)
+
+    def without(self, x: str, order: Axes, axes: Axes) -> str:
+        """x, from whose axes in `order` some have gone, in the order of what is left."""
+        left = [axis for axis in range(len(order)) if axis not in axes]
+        return self.moved(x, [axis for axis in order if axis not in axes], [left[i] for i in _order(len(left))])
+
+    def op_broadcast_in_dim(self, eqn: core.JaxprEqn, x: str, *_: Value) -> str:
+        old, new, axes = _shape(eqn), eqn.params["shape"], [*eqn.params["broadcast_dimensions"]]
+        order = _order(len(new))
+        x = self.moved(x, [axes[i] for i in _order(len(old))], [axis for axis in order if axis in axes])
+        if added := [i for i, axis in enumerate(order) if axis not in axes]:
+            x = self.node("Unsqueeze", x, np.array(added))
+        sizes = [new[axis] if isinstance(new[axis], int) else 1 for axis in order]  # 1 leaves b as it is
+        before = [old[axes.index(axis)] if axis in axes else 1 for axis in order]
+        grows = any(isinstance(a, int) and a != b for a, b in zip(before, sizes, strict=True))
+        return self.node("Expand", x, np.array(sizes)) if grows else x
+
+    def op_reshape(self, eqn: core.JaxprEqn, x: str) -> str | None:
+        old, new = _shape(eqn), eqn.params["new_sizes"]
+        sizes = [size if isinstance(size, int) else -1 for size in new]
+        if sizes.count(-1) > 1 or eqn.params["dimensions"] is not None:
             return None
-        return self.product(x, y) if isinstance(x, str) and isinstance(y, np.ndarray) else self.node("MatMul", x, y)
+        x = self.moved(x, _order(len(old)), range(len(old)))
+        return self.moved(self.node("Reshape", x, np.array(sizes)), range(len(new)), _order(len(new)))
 
-    def op_square(self, eqn: core.JaxprEqn, x: Value) -> str | None:
-        return self.node("Mul", x, x)
-
-    def op_reduce_sum(self, eqn: core.JaxprEqn, x: Value) -> str | None:
-        """Over the pixels of (b, h, w, c), or over the channels of (b, c)."""
-        axes = {(4, (1, 2)): [2, 3], (2, (1,)): [1]}.get((len(_shape(eqn)), tuple(sorted(eqn.params["axes"]))))
-        return None if axes is None else self.node("ReduceSum", x, np.array(axes), keepdims=0)
-
-    def op_broadcast_in_dim(self, eqn: core.JaxprEqn, x: Value, *_: Value) -> str | None:
-        """(b, c) -> (b, 1, 1, c), or (b,) -> (b, 1)."""
-        b, c = _shape(eqn)[0], _shape(eqn)[-1]
-        new = {((0, 3), (b, 1, 1, c)): [2, 3], ((0,), (b, 1)): [1]}
-        axes = new.get((tuple(eqn.params["broadcast_dimensions"]), tuple(eqn.params["shape"])))
-        return None if axes is None else self.node("Unsqueeze", x, np.array(axes))
+    def op_transpose(self, eqn: core.JaxprEqn, x: str) -> str:
+        permutation = eqn.params["permutation"]
+        order = _order(len(permutation))
+        return self.moved(x, order, [permutation[i] for i in order])
 
     def op_pad(self, eqn: core.JaxprEqn, x: Value, fill: Value) -> str | None:
         config = [tuple(map(operator.index, axis)) for axis in eqn.params["padding_config"]]
-        if len(_shape(eqn)) != 2 or any(interior or min(low, high) < 0 for low, high, interior in config):
+        if any(interior or min(low, high) < 0 for low, high, interior in config):
             return None
-        return self.node("Pad", x, np.array(_begins_and_ends([axis[:2] for axis in config])), fill)
+        return self.node("Pad", x, np.array(_begins_and_ends([config[i][:2] for i in _order(len(config))])), fill)
 
-    def op_slice(self, eqn: core.JaxprEqn, x: Value) -> str | None:
-        p = eqn.params
-        b = _shape(eqn)[0]
-        if (
-            len(_shape(eqn)) != 2
-            or p["start_indices"][0] != 0
-            or p["limit_indices"][0] != b
-            or set(p["strides"] or [1]) != {1}
-        ):
+    def op_slice(self, eqn: core.JaxprEqn, x: str) -> str:
+        p, shape = eqn.params, _shape(eqn)
+        for axis, (start, stop) in enumerate(zip(p["start_indices"], p["limit_indices"], strict=True)):
+            step = p["strides"][axis] if p["strides"] else 1
+            if (start, stop, step) != (0, shape[axis], 1):
+                x = self.part(x, len(shape), axis, start, stop, step)
+        return x
+
+    def op_split(self, eqn: core.JaxprEqn, x: str) -> list[str]:
+        sizes, axis = eqn.params["sizes"], eqn.params["axis"]
+        ends = np.cumsum(sizes).tolist()
+        return [self.part(x, len(_shape(eqn)), axis, end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+    def part(self, x: Value, ndim: int, axis: int, start: int, stop: int, step: int = 1) -> str:
+        """x[start:stop:step] along one axis of the jaxpr."""
+        return self.node("Slice", x, *(np.array([i]) for i in (start, stop, _order(ndim).index(axis), step)))
+
+    def op_gather(self, eqn: core.JaxprEqn, x: str, start: Value) -> str | None:
+        """x[:, start : start + n], x[:, start, other_start] or x[:, indices], with all of the axes without a start.
+
+        The first two are slices, if the batch size is not symbolic.
+        """
+        n, sizes, shape = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], _shape(eqn)
+        order, axes, gone = _order(len(shape)), n.start_index_map, n.collapsed_slice_dims
+        others = [i for i in range(len(shape)) if i not in axes]
+        if n.operand_batching_dims or isinstance(start, str) or any(sizes[i] != shape[i] for i in others):
             return None
-        return self.columns(x, p["start_indices"][1], p["limit_indices"][1])
-
-    def op_gather(self, eqn: core.JaxprEqn, x: Value, start: Value) -> str | None:
-        """x[:, start : start + n], which is a gather where the batch size is symbolic."""
-        n, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-        columns = (n.offset_dims, n.start_index_map, n.collapsed_slice_dims, n.operand_batching_dims)
-        if columns != ((0, 1), (1,), (), ()) or isinstance(start, str) or sizes[0] != _shape(eqn)[0]:
-            return None
-        first = int(start.item())
-        return self.columns(x, first, first + sizes[1])
-
-    def columns(self, x: Value, start: int, stop: int) -> str:
-        return self.node("Slice", x, np.array([start]), np.array([stop]), np.array([1]))
+        if start.shape == (len(axes),) and n.offset_dims == tuple(range(len(shape) - len(gone))):
+            for axis, first in zip(axes, start.tolist(), strict=True):
+                x = self.part(x, len(shape), axis, first, first + sizes[axis])
+            return self.squeezed(x, order, gone) if gone else x
+        if start.ndim == 2 and start.shape[1] == 1 and n.offset_dims == tuple(others) and gone == axes:
+            return self.node("Gather", x, start[:, 0].astype(np.int64), axis=order.index(axes[0]))
+        return None
 
     def op_concatenate(self, eqn: core.JaxprEqn, *inputs: Value) -> str | None:
-        return self.node("Concat", *inputs, axis=eqn.params["dimension"]) if len(_shape(eqn)) == 2 else None
+        shapes = [atom.aval.shape for atom in eqn.invars]  # pyright: ignore[reportAttributeAccessIssue]
+        if any(isinstance(v, np.ndarray) and v.shape != shape for v, shape in zip(inputs, shapes, strict=True)):
+            return None  # 1 in place of b
+        axis = _order(len(_shape(eqn))).index(eqn.params["dimension"])
+        return self.node("Concat", *map(_placed, inputs), axis=axis)
+
+    def op_stack(self, eqn: core.JaxprEqn, *inputs: Value) -> str:
+        n, axis = len(_shape(eqn)), eqn.params["axis"]
+        order, have = _order(n + 1), [i + (i >= axis) for i in _order(n)]
+        where, shape = order.index(axis), next(self.node("Shape", x) for x in inputs if isinstance(x, str))
+
+        def part(x: Value) -> str:
+            x = x if isinstance(x, str) else self.node("Expand", _placed(x), shape)  # it may have 1 in place of b
+            return self.node("Unsqueeze", self.moved(x, have, [i for i in order if i != axis]), np.array([where]))
+
+        return self.node("Concat", *map(part, inputs), axis=where)
+
+    def op_square(self, eqn: core.JaxprEqn, x: str) -> str:
+        return self.node("Mul", x, x)
+
+    def op_rsqrt(self, eqn: core.JaxprEqn, x: str) -> str:
+        return self.node("Reciprocal", self.node("Sqrt", x))
+
+    def op_select_n(self, eqn: core.JaxprEqn, which: Value, *cases: Value) -> str | None:
+        return self.node("Where", *map(_placed, (which, cases[1], cases[0]))) if len(cases) == 2 else None
+
+
+def _order(ndim: int) -> tuple[int, ...]:
+    """Axis i in ONNX is this axis in the jaxpr."""
+    return NCHW if ndim == 4 else tuple(range(ndim))
+
+
+def _placed(value: Value) -> Value:
+    """An array with its axes in ONNX's order; a tensor has them so."""
+    return value.transpose(_order(value.ndim)) if isinstance(value, np.ndarray) else value
 
 
 def _shape(eqn: core.JaxprEqn) -> tuple[Any, ...]:

@@ -19,7 +19,10 @@ from eca_jax.errors import EcaJaxError
 from eca_jax.export import export_onnx, export_stablehlo, onnx_graph
 from eca_jax.models.base import Backbone
 from eca_jax.nn import AttentionConfig
+from eca_jax.nn.attention import ATTENTIONS
 from tests.commands import environment
+from tests.nn.attention.checks import randomise
+from tests.nn.attention.test_every import OPTIONS as OPTIONS_OF_32_CHANNELS
 
 export = importlib.import_module("eca_jax.export")
 SIZE = 32
@@ -194,15 +197,121 @@ def test_onnx_wants_float32(tmp_path: pathlib.Path):
     assert not list(tmp_path.iterdir())
 
 
+def some(*quick: str) -> list:
+    """All attentions; those that are not quick are marked slow."""
+    return [kind if kind in quick else pytest.param(kind, marks=pytest.mark.slow) for kind in ATTENTIONS]
+
+
+def tiny_with(kind: str) -> Backbone:
+    """A network of three convolutions with the attention, random weights and statistics, in evaluation mode."""
+    attention = AttentionConfig(kind, **OPTIONS_OF_32_CHANNELS.get(kind, {}))
+    model = nnx.eval_shape(
+        lambda: create_model("tiny", num_classes=10, attention=attention, width_multiplier=2.0, rngs=nnx.Rngs(0))
+    )
+    randomise(model, np.random.default_rng(0))
+    for layer in (module for _, module in nnx.iter_modules(model) if isinstance(module, nnx.Linear | nnx.Conv)):
+        layer.kernel.set_value(layer.kernel[...] / np.prod(layer.kernel.shape[:-1]) ** 0.5)
+    model.eval()
+    return model
+
+
+def logits_of(model: Backbone) -> tuple[np.ndarray, np.ndarray]:
+    """Three images of 8 x 8 pixels, and the model's logits, which depend on them."""
+    images = np.random.default_rng(1).normal(np.array([-1, 0, 1])[:, None, None, None], size=(3, 8, 8, 3))
+    images = images.astype(np.float32)
+    logits = np.asarray(nnx.jit(lambda m, x: m(x))(model, images))
+    assert logits.std(axis=0).max() > 0.02 * np.abs(logits).max()
+    return images, logits
+
+
+@pytest.mark.onnx
+@pytest.mark.usefixtures("small_backbones")
+@pytest.mark.parametrize("kind", some("cbam", "sa", "ema"))
+def test_every_attention_in_onnx_runtime(kind: str, tmp_path: pathlib.Path):
+    """Within 1e-5 of the largest logit: four layers in float32."""
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = tiny_with(kind)
+    export_onnx(model, tmp_path / "m.onnx", image_size=8)
+    images, want = logits_of(model)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    for b in (1, 3):
+        got = session.run(["logits"], {"images": images[:b]})[0]
+        np.testing.assert_allclose(got, want[:b], rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.usefixtures("small_backbones")
+@pytest.mark.parametrize("kind", some("se_gc1"))
+def test_every_attention_in_stablehlo(kind: str, tmp_path: pathlib.Path):
+    model = tiny_with(kind)
+    export_stablehlo(model, tmp_path / "m.bin", image_size=8, platforms=["cpu"])
+    images, want = logits_of(model)
+    exported = jax.export.deserialize(bytearray((tmp_path / "m.bin").read_bytes()))
+    for b in (1, 3):
+        np.testing.assert_allclose(exported.call(images[:b]), want[:b], rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+WEIGHTS = np.random.default_rng(2).normal(size=(3, 5)).astype(np.float32)
+OPERATIONS = {
+    "reduce_sum, the last axis": lambda x: x.sum(3).sum(2),
+    "reduce_sum, one pixel axis": lambda x: x.sum(2)[:, :, 0],
+    "reduce_max": lambda x: x.max((1, 3)) + x.max(3).max(1),
+    "exp, div": lambda x: jax.nn.softmax(x.reshape(x.shape[0], -1)),
+    "sqrt, square, rsqrt": lambda x: jnp.sqrt(jnp.square(x[:, 1, 2])) + jax.lax.rsqrt(1 + jnp.square(x[:, 0, 0])),
+    "tanh, neg": lambda x: jnp.tanh(-x[:, 0, 0]),
+    "gt, lt, select_n": lambda x: jnp.where(x > 0, x, 0.5).sum((1, 2)) + jnp.where(x < 0.2, 1.0, x).sum((1, 2)),
+    "reshape to and from four axes": lambda x: x.reshape(x.shape[0], 6, 2, 6)[:, :, 1].reshape(x.shape[0], 36),
+    "reshape to five axes": lambda x: x.reshape(x.shape[0], 2, 2, 6, 3).sum((1, 3))[:, 0],
+    "transpose of three axes": lambda x: x[:, 1].transpose(0, 2, 1).reshape(x.shape[0], -1),
+    "transpose of four axes": lambda x: x.transpose(0, 2, 1, 3)[:, 1].reshape(x.shape[0], -1),
+    "concatenate, four axes": lambda x: jnp.concatenate([x, 2 * x], 2).reshape(x.shape[0], -1),
+    "concatenate, three axes": lambda x: jnp.concatenate([x[:, 0], x[:, 2]], 1).reshape(x.shape[0], -1),
+    "stack": lambda x: jnp.stack([x[:, 0], x[:, 2], jnp.ones_like(x[:, 1])], 2).reshape(x.shape[0], -1),
+    "split": lambda x: jnp.subtract(*jnp.split(x, 2, axis=2)).reshape(x.shape[0], -1),
+    "slice with steps": lambda x: jax.lax.slice_in_dim(x[:, 0], 1, 6, 2, axis=1).reshape(x.shape[0], -1),
+    "take": lambda x: jnp.take(x, np.array([3, 0, 0]), 1).reshape(x.shape[0], -1),
+    "pad": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 3), (0, 0))).reshape(x.shape[0], -1),
+    "broadcast_in_dim": lambda x: jnp.repeat(x[:, :, :, :1], 2, 3).reshape(x.shape[0], -1),
+    "dot_general of three axes": lambda x: (x[:, 0] @ WEIGHTS).reshape(x.shape[0], -1),
+    "dot_general of four axes": lambda x: (x @ WEIGHTS).reshape(x.shape[0], -1),
+    "dot_general of two tensors": lambda x: jnp.einsum("bhwc,bwc->bhc", x, jnp.tanh(x[:, 0])).sum(2),
+    "dot_general in groups": lambda x: jnp.einsum("bgi,gio->bgo", x[:, 0], np.stack([WEIGHTS] * 6)).sum(2),
+    "convolution by channel": lambda x: jax.lax.conv_general_dilated(
+        x[:, :1],
+        np.ones((1, 3, 1, 3), np.float32),
+        (1, 1),
+        "SAME",
+        feature_group_count=3,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )[:, 0, :, 1],
+}
+
+
+@pytest.mark.onnx
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_in_onnx_runtime(name: str):
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    (b,) = jax.export.symbolic_shape("b")
+    function, images = OPERATIONS[name], np.random.default_rng(3).normal(size=(3, 4, 6, 3)).astype(np.float32)
+    graph = onnx_graph(jax.make_jaxpr(function)(jax.ShapeDtypeStruct((b, 4, 6, 3), jnp.float32)), "tested")
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(proto, full_check=True)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for size in (1, 3):
+        want = np.asarray(jax.jit(function)(images[:size]))
+        got = session.run(["logits"], {"images": images[:size]})[0]
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * np.abs(want).max())
+
+
 @pytest.mark.onnx
 @pytest.mark.parametrize(
     ("function", "name"),
     [
         (jnp.sin, "sin"),
-        (lambda x: x[..., 0].sum(1), "reduce_sum"),
-        (lambda x: x.sum((1, 2)).T, "transpose"),
-        (lambda x: x[:, ::2], "gather"),
-        (lambda x: jnp.broadcast_to(x.sum((1, 2))[:, None, None], x.shape), "broadcast_in_dim"),
+        (lambda x: jnp.cumsum(x, 1), "cumsum"),
+        (lambda x: jnp.sort(x, 1), "sort"),
+        (lambda x: x[:, ::2, ::-1], "rev"),
     ],
 )
 def test_onnx_refuses_what_it_cannot_translate(function, name: str):
