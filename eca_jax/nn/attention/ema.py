@@ -75,7 +75,7 @@ class EMA(nnx.Module):
         mean, square = map(self._grouped, moments(x))
         a = self.norm_weight[...] * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + EPSILON)
         b = self.norm_bias[...] - a * mean
-        return x * a.reshape(len(x), 1, 1, -1) + b.reshape(len(x), 1, 1, -1)
+        return x * a.reshape(x.shape[0], 1, 1, -1) + b.reshape(x.shape[0], 1, 1, -1)
 
     def _average(self, x: jax.Array) -> jax.Array:
         """The average of x2, (b, groups, n), from the sums of the pixels that each place of the kernel meets."""
@@ -105,7 +105,7 @@ class EMA(nnx.Module):
             feature_group_count=x.shape[-1],
             training=not self.deterministic,
         )
-        others = jax.nn.softmax(self._average(x)).reshape(len(x), 1, 1, -1)
+        others = jax.nn.softmax(self._average(x)).reshape(x.shape[0], 1, 1, -1)
         y = widened(y) + others * self._normalised(self._crossed(x))
         return jax.nn.sigmoid(jnp.sum(self._grouped(y), -1) + jnp.dot(weights, self.bias[...]))
 

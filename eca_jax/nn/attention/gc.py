@@ -87,7 +87,7 @@ class GC(nnx.Module):
 
     def context(self, x: jax.Array) -> jax.Array:
         """(b, ..., c) -> (b, c): the average of the pixels with their weights, float32 or wider."""
-        x = widened(x).reshape(len(x), -1, x.shape[-1])
+        x = widened(x).reshape(x.shape[0], -1, x.shape[-1])
         # Sums and no matrix products, which would have one column: on TPU they are rounded to bfloat16.
         bias = cast(nnx.Param, self.mask.bias)[...]
         weights = jax.nn.softmax(weighted_sum(x, self.mask.kernel[:, 0], -1) + bias, axis=1)

@@ -59,13 +59,13 @@ class SA(nnx.Module):
 
     def _affine(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(a, b), (b, c) each: the gates of x (b, ..., c) are sigmoid(a x + b), where a is 0 in every first half."""
-        halves = (len(x), self.groups, 2, -1)
+        halves = (x.shape[0], self.groups, 2, -1)
         mean, square = (m.reshape(halves) for m in moments(x))
         variance = jnp.maximum(square - jnp.square(mean), 0.0)[:, :, 1]
         a = self.pixel_weight[...] * self.norm_weight[...] * jax.lax.rsqrt(variance + EPSILON)
         b = self.pixel_weight[...] * self.norm_bias[...] + self.pixel_bias[...] - a * mean[:, :, 1]
         first = self.channel_weight[...] * mean[:, :, 0] + self.channel_bias[...]
-        flat = (len(x), -1)
+        flat = (x.shape[0], -1)
         return jnp.stack([jnp.zeros_like(a), a], 2).reshape(flat), jnp.stack([first, b], 2).reshape(flat)
 
     def __call__(self, x: jax.Array) -> jax.Array:

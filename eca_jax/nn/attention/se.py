@@ -132,7 +132,7 @@ class SE_GC(ChannelGate):
 
     def gate(self, s: jax.Array) -> jax.Array:
         kernel = self.kernel[...]
-        z = jnp.einsum("bgi,gio->bgo", s.reshape(len(s), *kernel.shape[:2]), kernel)
+        z = jnp.einsum("bgi,gio->bgo", s.reshape(s.shape[0], *kernel.shape[:2]), kernel)
         return jax.nn.sigmoid(z.reshape(s.shape))
 
 
