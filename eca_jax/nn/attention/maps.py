@@ -56,15 +56,15 @@ def maximum(x: jax.Array, axis: int) -> jax.Array:
 
 
 def mean_and_variance(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """The mean and the unbiased variance over `axes`, without these axes: float32 or wider, from one pass over x.
+    """The mean and the unbiased variance over `axes`, without these axes, in float32 or wider.
 
-    As in the batch norm before, the variance loses digits where |mean| >> std. Deviations from the mean, or from any
-    value of x, would need the finished x: on a TPU, another two passes over it, in float32.
+    The variance takes a second pass over x. The difference of two averages, of x^2 and of x, needs one, but rounds away
+    deviations that are small beside the mean.
     """
     x = widened(x)
-    n = math.prod(x.shape[axis] for axis in axes)
-    mean, square = x.mean(axes), jnp.square(x).mean(axes)
-    return mean, jnp.maximum(square - jnp.square(mean), 0) * (n / (n - 1))
+    mean = x.mean(axes, keepdims=True)
+    variance = jnp.square(x - mean).sum(axes) / (math.prod(x.shape[axis] for axis in axes) - 1)
+    return jnp.squeeze(mean, axes), variance
 
 
 def strips(name: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,9 +8,8 @@ from flax import nnx
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention.eca import _slide
-from eca_jax.nn.attention.maps import expect_map, expect_pixels
+from eca_jax.nn.attention.maps import expect_map, expect_pixels, mean_and_variance
 from eca_jax.nn.layers import uniform_fan_in
-from eca_jax.nn.norm import widened
 
 
 def mca_kernel_size(channels: int) -> int:
@@ -39,11 +38,8 @@ class AxisGate(nnx.Module):
     def __call__(self, x: jax.Array, axis: int) -> jax.Array:
         """(b, h, w, c) -> gates, 1 in all axes but the first and `axis`, in float32 or wider."""
         others = tuple(i for i in (1, 2, 3) if i != axis)
-        wide = widened(x)
-        # From the deviations, for a second pass over x: without an epsilon, a variance near 0 must not be rounding.
-        variance = jnp.var(wide, others, ddof=1)
+        mean, variance = mean_and_variance(x, others)
         of_mean, of_std = 0.5 + jax.nn.sigmoid(self.weight[...])
-        mean = wide.mean(others)
         s = of_mean * mean + of_std * _root(variance, mean)
         return jnp.expand_dims(jax.nn.sigmoid(_slide(s, self.kernel[...])), others)
 

@@ -32,10 +32,9 @@ def test_mca(shape):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7, 0.1, -3.3])
-@jax.enable_x64(True)
 def test_constant_maps_have_finite_gradients(value):
     """sigmoid(conv(1.2 value)) everywhere, and the gradient of the same function with std left out."""
-    module = MCA(4, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    module = MCA(4, rngs=nnx.Rngs(0))
     x = jnp.full((1, 2, 3, 4), value)
 
     def without_std(x):
@@ -50,8 +49,8 @@ def test_constant_maps_have_finite_gradients(value):
         return [(y, *back(weights)) for y, back in outputs]
 
     (y, dx), (expected, expected_dx) = both(x)
-    np.testing.assert_allclose(y, expected, rtol=1e-12)
-    np.testing.assert_allclose(dx, expected_dx, rtol=1e-10)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    np.testing.assert_allclose(dx, expected_dx, rtol=0, atol=1e-6 * np.abs(expected_dx).max())
 
 
 def gates(module):

@@ -28,6 +28,13 @@ def test_simam(shape, lam):
     check(SimAM(6, lam=lam, rngs=nnx.Rngs(0)), by_hand, shape)
 
 
+def test_a_large_mean_does_not_drown_the_deviations(rng):
+    x = 1000 + rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
+    square = (x - x.mean((1, 2), keepdims=True, dtype=np.float64)) ** 2
+    expected = x * sigmoid(square / (4 * (square.sum((1, 2), keepdims=True) / 63 + 1e-4)) + 0.5)
+    np.testing.assert_allclose(SimAM(3, rngs=nnx.Rngs(0))(jnp.asarray(x)), expected, rtol=1e-4)
+
+
 def test_what_cannot_work_is_refused():
     with pytest.raises(EcaJaxError, match=r"attention.lam: expected a positive number, got 0"):
         AttentionConfig("simam", lam=0.0)
