@@ -73,14 +73,21 @@ ATTENTIONS: Registry[Attention] = Registry(
     attention_fault,
 )
 """The attentions by their kind; `ATTENTIONS.register("my_gate", Attention(...))` adds one."""
+INSIDE = ("gct", "ba", "emca")
+"""Attentions inside of blocks, which are no kinds: `gct_resnet50` is a model."""
 
 
 def attention_row(kind: str) -> Attention:
     """The row of a kind in `ATTENTIONS`.
 
     Raises:
-      EcaJaxError: the kind is not registered; the message names the most similar ones.
+      EcaJaxError: the kind is not registered; the message names the most similar ones, or the models that have it.
     """
+    if kind in INSIDE and kind not in ATTENTIONS:
+        raise EcaJaxError(
+            f"attention.kind: {kind!r} does not stand at the end of a branch, and has networks of its own: choose the "
+            f"model {kind}_resnet50, or another {kind}_*, without an attention.kind"
+        )
     if kind not in ATTENTIONS:
         raise EcaJaxError(f"attention.kind: {ATTENTIONS.unknown(kind)}")
     return ATTENTIONS[kind]

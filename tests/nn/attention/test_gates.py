@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import eca_jax
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention import (
     ATTENTIONS,
@@ -77,3 +78,10 @@ def test_eca_in_a_network_of_one_s_own(rng):
     padded = np.pad(y.mean((1, 2)), ((0, 0), (1, 1)))
     z = sum(padded[:, j : j + 64] * np.asarray(eca.kernel[...])[j] for j in range(3))
     np.testing.assert_allclose(model(x), np.maximum(y * sigmoid(z)[:, None, None], 0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["gct", "ba", "emca"])
+def test_an_attention_inside_of_blocks_is_no_kind_and_names_its_models(kind):
+    with pytest.raises(EcaJaxError, match=rf"attention.kind: '{kind}' does not stand .* model {kind}_resnet50"):
+        AttentionConfig(kind)
+    assert eca_jax.list_models(f"{kind}_resnet50")
