@@ -82,7 +82,7 @@ def complexity(model: Backbone | str, image_size: int | tuple[int, int] = 224) -
     The rule is that of today's tools (PyTorch's `FlopCounterMode`; fvcore without its norms and pooling): counted are
     convolutions and matrix products, not their biases; norms, activations, pooling and the products of gates with
     activations are not. An activation is an element of a result that is counted (Radosavovic et al. 2020, section 3).
-    What is counted is the network as its formulas say. In evaluation mode, it computes less: the average behind a 1x1
+    What is counted is what the layers compute in training. In evaluation mode, it is less: the average behind a 1x1
     convolution comes from the average before it (docs/performance.md). Products of weights alone, which are the same
     for all images, are not counted.
 

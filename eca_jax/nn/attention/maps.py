@@ -29,7 +29,8 @@ def expect_pixels(name: str, x: jax.Array) -> None:
     if math.prod(x.shape[1:-1]) < 2:
         raise EcaJaxError(
             f"{name}: a map of {' x '.join(map(str, x.shape[1:-1]))} has no variance; expected at least 2 pixels: "
-            "use larger images, a smaller model.output_stride or another attention"
+            "use larger images (a small stem leaves an eighth of their side in the last stage, other stems a 32nd), or "
+            "another attention"
         )
 
 
