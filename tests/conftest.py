@@ -24,7 +24,7 @@ DEVICES = "--xla_force_host_platform_device_count=8"
 # ECA_JAX_OPTIMISED_TESTS=1 (.ci/full) tests everything with them.
 QUICK = "--xla_backend_optimization_level=0"
 # The pages' code blocks (`docs`) are run on one device, as most readers run them.
-flags = [] if os.environ.get("ECA_JAX_OPTIMISED_TESTS") or "parity" in sys.argv else [QUICK]
+flags = [] if os.environ.get("ECA_JAX_OPTIMISED_TESTS") or "parity" in " ".join(sys.argv) else [QUICK]
 flags += [] if "docs" in sys.argv else [DEVICES]
 if not WORKER and DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
