@@ -74,7 +74,8 @@ def check(model: nnx.Module, train: bool, size: int) -> None:
     assert apart(tangents[1], jax.jit(jax.grad(slope))(point)) < 1e-10
 
 
-@pytest.mark.parametrize("train", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [False, True])
 @jax.enable_x64(True)
 def test_a_short_resnet(train):
     check(short_resnet(), train, 16)

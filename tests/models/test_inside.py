@@ -66,7 +66,9 @@ FACTORIES = {
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", FACTORIES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "emca" else pytest.mark.slow) for kind in FACTORIES]
+)
 def test_all_of_a_network_is_trained(kind, dtype, rng):
     """With stochastic depth, the blocks computed again in the backward pass."""
     images, labels = jnp.asarray(rng.normal(size=(8, 8, 8, 3)), jnp.float32), jnp.arange(8) % 4
@@ -94,7 +96,9 @@ def test_all_of_a_network_is_trained(kind, dtype, rng):
         assert not np.array_equal(value[...], after[path][...]), path
 
 
-@pytest.mark.parametrize("name", ["gct_resnet18", "ba_resnet18", "emca_resnet18"])
+@pytest.mark.parametrize(
+    "name", ["gct_resnet18", *(pytest.param(f"{kind}_resnet18", marks=pytest.mark.slow) for kind in ("ba", "emca"))]
+)
 def test_files(name, tmp_path):
     """Our own gives the model back; the others have no such networks, and say so in a line."""
     model = randomised(name)

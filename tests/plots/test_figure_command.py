@@ -146,6 +146,7 @@ def expect_nothing_is_trained(command, here, capsys):
     return out
 
 
+@pytest.mark.system  # trains, so .ci/run has it beside the other tests that run whole commands
 def test_kernel_size(here, capsys):
     command = [*KERNEL_SIZE, "--sizes", "3", "--epochs", "1"]
     assert cli.main(command) == 0

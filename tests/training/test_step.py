@@ -160,6 +160,7 @@ def test_the_step_compiles_once_and_reuses_its_memory():
     assert len(prog.eval_step.programs) == 1
 
 
+@pytest.mark.slow
 def test_the_loss_falls():
     task = dataclasses.replace(CONFIG.task, label_smoothing=0.0)
     config = dataclasses.replace(CONFIG, task=task, optim=OptimConfig(lr=0.05, schedule="constant"))
@@ -249,6 +250,7 @@ def test_parts_of_a_batch_make_the_step_of_the_whole():
     assert_close(whole, parts)
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_is_the_same():
     config = with_model(batch_norm_group=4, drop_path=0.5)
     _, kept = step_in_float64(config)
