@@ -121,6 +121,7 @@ def stablehlo_dir(tmp_path_factory) -> pathlib.Path:
     return directory
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("key", STABLEHLO)
 def test_stablehlo_without_eca_jax(key: str, stablehlo_dir: pathlib.Path):
     assert_same(np.load(stablehlo_dir / f"{key}.logits.npy"), images_and_logits(key)[1])

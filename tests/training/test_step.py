@@ -88,7 +88,7 @@ def with_optim(base: Config, **fields) -> Config:
 @pytest.mark.parametrize(
     ("model", "others"),
     [
-        ({"batch_norm_group": 4}, {}),  # a group inside a device
+        pytest.param({"batch_norm_group": 4}, {}, marks=pytest.mark.slow),  # a group inside a device
         pytest.param({"batch_norm_group": 8}, {}, marks=pytest.mark.slow),  # a group over two devices
         ({"batch_norm_group": None, "name": "se_resnet10", "dropout": 0.5}, {}),  # the whole batch
         pytest.param(
