@@ -39,6 +39,8 @@ TABLE_3_NOTES = (
     NOT_ONE_RECIPE,
 )
 POSTER_NOTES = (COUNTED.format(when="August to December 2019", relu=""), NOT_ONE_RECIPE)
+REMARKS, COMMANDS = ("remark",), ("command",)
+"""Columns that LaTeX has as notes below the table, and those that it leaves out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,8 @@ def table_2() -> Table:
             "Accuracies are as published: those of vanilla and SE are quoted from SENet's paper and had another recipe "
             f"than the authors' own rows. {NOT_RUN}",
         ),
+        remarks=REMARKS,
+        not_in_latex=COMMANDS,
     )
 
 
@@ -103,7 +107,14 @@ def networks(title: str, rows: Sequence[Row], rule: str, notes: tuple[str, ...])
     cells = [[column(*it) for column in COLUMNS.values()] for it in counted]
     kept = [i for i in range(len(COLUMNS)) if any(row[i] not in EMPTY for row in cells)]
     header = tuple(COLUMNS)
-    return Table(title, tuple(header[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in cells), notes)
+    return Table(
+        title,
+        tuple(header[i] for i in kept),
+        tuple(tuple(row[i] for i in kept) for row in cells),
+        notes,
+        remarks=REMARKS,
+        not_in_latex=COMMANDS,
+    )
 
 
 def cost(row: Row, rule: str) -> Cost:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import textwrap
 from collections.abc import Callable
 
 from eca_jax.errors import EcaJaxError
@@ -12,6 +13,8 @@ NUMBER = re.compile(r"[+-]?(0|[1-9][\d,]*)(\.\d+)?(e[+-]?\d+)?")
 """A cell that is one, in columns that are set to the right."""
 EMPTY = ("", "-")
 """What stands in a cell where there is nothing to say."""
+HEADER_WIDTH = 8
+"""Characters in a line of a header in LaTeX, where the column's cells are not longer."""
 LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -21,14 +24,13 @@ LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    "'": r"\textquotesingle{}",
-    '"': r"\textquotedbl{}",
-    "-": "-{}",  # two in a row would become a dash: --config
     "[": "{[}",  # after the end of a row it would begin a length
     "*": "{*}",
     **{character: f"\\{character}" for character in "$&#%_"},
 }
 """Characters that LaTeX would take for something else."""
+LATEX_CODE = {**LATEX, "'": r"\textquotesingle{}", '"': r"\textquotedbl{}"}
+"""The same in code, whose quotes are straight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     """Sentences below the table."""
+    remarks: tuple[str, ...] = ()
+    """Columns of sentences: in LaTeX they are numbered notes, and the numbers stand in the first column."""
+    not_in_latex: tuple[str, ...] = ()
+    """Columns for those who read the table beside a terminal."""
 
     def __post_init__(self):
         for row in self.rows:
@@ -66,23 +72,34 @@ class Table:
         return "\n".join([self.title, "", *lines, *notes]) + "\n"
 
     def to_latex(self) -> str:
-        """A `table` with its caption; the document needs the packages of its first line.
-
-        It is set smaller where the page is not wide enough.
-        """
-        columns = "".join("r" if at_right else "l" for at_right in self._numeric())
-        header, *rows = (" & ".join(map(_latex, row)) + r" \\" for row in (self.header, *self.rows))
-        body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
+        """A `table*` with its caption and label; the document needs the packages of its first line."""
+        hidden = (*self.remarks, *self.not_in_latex)
+        shown = [i for i, name in enumerate(self.header) if name not in hidden]
+        right = self._numeric()
+        numbers: dict[str, int] = {}
+        rows = []
+        for row in self.rows:
+            first, *others = (_latex_cell(row[i]) for i in shown)
+            rows.append([first + self._marks(row, numbers), *others])
+        notes = [*(f"$^{{{number}}}$ {_latex(remark)}" for remark, number in numbers.items()), *map(_latex, self.notes)]
         lines = [
-            r"% \usepackage[T1]{fontenc} \usepackage{textcomp, booktabs, graphicx}",
-            r"\begin{table}",
-            r"\centering",
+            r"% \usepackage[T1]{fontenc} \usepackage{textcomp, booktabs}",
+            r"\begin{table*}",
+            r"\centering\footnotesize",
+            r"\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{_latex(self.title)}}}",
-            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            *body,
-            r"\end{tabular}}",
-            *(rf"\par\footnotesize {_latex(note)}" for note in self.notes),
-            r"\end{table}",
+            rf"\label{{{_label(self.title)}}}",
+            rf"\begin{{tabular}}{{{''.join('r' if right[i] else 'l' for i in shown)}}}",
+            r"\toprule",
+            *map(_latex_row, self._header_lines(shown)),
+            r"\midrule",
+            *map(_latex_row, rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            *([r"\par\smallskip", r"\parbox{\linewidth}{\raggedright"] if notes else []),
+            *(rf"{note}\par" for note in notes),
+            *(["}"] if notes else []),
+            r"\end{table*}",
         ]
         return "\n".join(lines) + "\n"
 
@@ -97,6 +114,24 @@ class Table:
             for row in self.rows
         ]
         return json.dumps({"title": self.title, "rows": rows, "notes": self.notes}, indent=2, ensure_ascii=False) + "\n"
+
+    def _marks(self, row: tuple[str, ...], numbers: dict[str, int]) -> str:
+        """The superscript of a row's remarks; new ones get the next numbers, the same remark has the same number."""
+        remarks = [
+            cell for name, cell in zip(self.header, row, strict=True) if name in self.remarks and cell not in EMPTY
+        ]
+        marks = [str(numbers.setdefault(remark, len(numbers) + 1)) for remark in remarks]
+        return f"$^{{{','.join(marks)}}}$" if marks else ""
+
+    def _header_lines(self, columns: list[int]) -> list[list[str]]:
+        """The header of some columns in LaTeX, in lines that are hardly wider than the cells; short names are below."""
+        names = []
+        for i in columns:
+            width = max(HEADER_WIDTH, *(len(row[i]) for row in self.rows), 0)
+            names.append(textwrap.wrap(self.header[i], width, break_long_words=False, break_on_hyphens=False))
+        height = max(map(len, names))
+        padded = ([""] * (height - len(name)) + name for name in names)
+        return [list(map(_latex, line)) for line in zip(*padded, strict=True)]
 
     def _numeric(self) -> list[bool]:
         """Of each column: it has numbers, and nothing else."""
@@ -131,8 +166,37 @@ def format_of(path: str | None) -> str:
 
 
 def _latex(text: str) -> str:
-    pieces = ["".join(LATEX.get(character, character) for character in piece) for piece in text.split("`")]
-    return "".join(rf"\texttt{{{piece}}}" if i % 2 else piece for i, piece in enumerate(pieces))
+    pieces = text.split("`")
+    return "".join(
+        rf"\texttt{{{_escape(piece, LATEX_CODE)}}}" if i % 2 else _latex_prose(piece) for i, piece in enumerate(pieces)
+    )
+
+
+def _latex_prose(text: str) -> str:
+    """Text that is no code: 2^20 and C^2 are powers, the letter upright as in the text; quotes open or close."""
+    text = re.sub(r"(?<![^\s(])'(?=\S)", "`", text)
+    text = re.sub(r'(?<![^\s(])"(?=\S)', "``", text).replace('"', "''")
+    base, *others = re.split(r"(\d+|(?<=[A-Za-z]))\^(\d+)", text)
+    powers = zip(others[::3], others[1::3], others[2::3], strict=True)
+    return _escape(base, LATEX) + "".join(f"${of}^{{{power}}}${_escape(rest, LATEX)}" for of, power, rest in powers)
+
+
+def _escape(text: str, characters: dict[str, str]) -> str:
+    """Two hyphens in a row are kept from becoming a dash."""
+    return re.sub("-(?=-)", "-{}", "".join(characters.get(character, character) for character in text))
+
+
+def _latex_cell(cell: str) -> str:
+    return "--" if cell == "-" else _latex(cell)
+
+
+def _latex_row(cells: list[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _label(title: str) -> str:
+    """Of a table, from what its title says before a colon: tab:eca-net-table-3."""
+    return "tab:" + "-".join(re.findall(r"[a-z0-9]+", title.partition(":")[0].lower()))
 
 
 def _value(cell: str, numeric: bool) -> float | int | str | None:
