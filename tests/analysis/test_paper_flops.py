@@ -30,7 +30,7 @@ POSTER = {
     "se_resnet34": ("3.428", "20.938"),
     "eca_resnet34": ("3.428", "20.788"),
 }
-QUICK = ("se_mobilenet_v2", "eca_mobilenet_v2", "eca_resnet18", "resnet34")
+QUICK = ("se_mobilenet_v2", "resnet34")
 
 
 def quick_or_slow(names):

@@ -243,6 +243,7 @@ def test_the_checkpoint_of_a_run_is_chosen(run, tmp_path, capsys):
     assert f"--checkpoint: best is one of a run's, and {file} is a weight file" in capsys.readouterr().err
 
 
+@pytest.mark.system
 def test_a_run_of_weights_from_elsewhere(run, tmp_path, capsys):
     from eca_jax.training import train
 

@@ -58,6 +58,7 @@ def test_the_crop_share_says_the_size_before_the_crop_exactly():
             assert config.crop_share == pytest.approx(size / resize, rel=1e-15)
 
 
+@pytest.mark.system
 def test_a_run_scores_the_same_after_to_timm(file, tmp_path):
     run = tmp_path / "run"
     convert(file, run, "orbax", config=CONFIG)

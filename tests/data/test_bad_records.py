@@ -179,6 +179,7 @@ def base():
         )
 
 
+@pytest.mark.system
 def test_a_run_over_damaged_array_records(base, flipped, tmp_path, capfd, monkeypatch):
     """It stops; or ends as said, with the same parameters whatever the number of threads."""
     for module in (loop, evaluate):  # to compile for less

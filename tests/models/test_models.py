@@ -226,8 +226,11 @@ def test_bfloat16_computes_narrow_and_answers_wide():
     model = tiny(dtype=jnp.bfloat16)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(model)))
-    assert all(feature.dtype == jnp.bfloat16 for feature in model.features(x).values())
-    assert model(x).dtype == jnp.float32
+    graphdef, state = nnx.split(model)
+    features = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state).features(x), state, x)
+    logits = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, x)
+    assert all(feature.dtype == jnp.bfloat16 for feature in features.values())
+    assert logits.dtype == jnp.float32
 
 
 def test_train_and_eval_switch_batch_statistics_and_dropout():

@@ -47,6 +47,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.system
 def test_gates(weights, here, capsys):
     command = f"figure gates --weights {weights} --data digits --images 70"
     assert cli.main(command.split()) == 0
@@ -69,6 +70,7 @@ def test_gates(weights, here, capsys):
     assert (table[3]["images"], table[3]["channels"]) == ("70", "64")
 
 
+@pytest.mark.system
 def test_channel_weights_of_two_networks(weights, here, capsys):
     other = here / "other.safetensors"
     other.write_bytes(weights.read_bytes())
@@ -146,7 +148,7 @@ def expect_nothing_is_trained(command, here, capsys):
     return out
 
 
-@pytest.mark.system  # trains, so .ci/run has it beside the other tests that run whole commands
+@pytest.mark.system
 def test_kernel_size(here, capsys):
     command = [*KERNEL_SIZE, "--sizes", "3", "--epochs", "1"]
     assert cli.main(command) == 0

@@ -93,7 +93,8 @@ def flat(state: nnx.State) -> dict[str, jax.Array]:
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+    with np.errstate(over="ignore"):  # of exp(-x) for a large -x, where the quotient is 0
+        return 1 / (1 + np.exp(-x))
 
 
 def normed(arrays: Arrays, name: str, x: np.ndarray, *, train: bool, epsilon: float = 1e-5) -> np.ndarray:
