@@ -29,6 +29,12 @@ CONV1D_DEPTHWISE = Layout(lambda a: a.T[:, None, :], lambda a: a[:, 0, :].T)  # 
 
 Rules = dict[str, tuple[str, Layout]]
 """Our array -> (PyTorch's name of it, layout)."""
+NORM: Rules = {
+    "scale": ("weight", SAME),
+    "bias": ("bias", SAME),
+    "mean": ("running_mean", SAME),
+    "var": ("running_var", SAME),
+}
 
 
 def _pointwise(ours: str, theirs: str) -> Rules:
@@ -38,19 +44,13 @@ def _pointwise(ours: str, theirs: str) -> Rules:
 
 def _norm(ours: str, theirs: str) -> Rules:
     """A batch norm; a layer norm has its first two arrays."""
-    names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-    return {f"{ours}.{our}": (f"{theirs}.{their}", SAME) for our, their in names.items()}
+    return {f"{ours}.{our}": (f"{theirs}.{their}", layout) for our, (their, layout) in NORM.items()}
 
 
 RULES: dict[type, Rules] = {
     Conv: {"kernel": ("weight", CONV)},
     nnx.Linear: {"kernel": ("weight", DENSE), "bias": ("bias", SAME)},
-    BatchNorm: {
-        "scale": ("weight", SAME),
-        "bias": ("bias", SAME),
-        "mean": ("running_mean", SAME),
-        "var": ("running_var", SAME),
-    },
+    BatchNorm: NORM,
     ECA: {"kernel": ("conv.weight", CONV1D)},
     ECA_NS: {"kernel": ("conv.weight", CONV1D_DEPTHWISE)},
     SE: _pointwise("fc1", "fc1") | _pointwise("fc2", "fc2"),
