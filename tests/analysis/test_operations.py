@@ -8,7 +8,7 @@ from jax import lax
 from eca_jax.analysis.operations import operations
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention.base import weighted_sum
-from eca_jax.nn.attention.eca import _slide
+from eca_jax.nn.attention.eca import slide
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -50,9 +50,9 @@ def test_matrix_products():
 
 @pytest.mark.parametrize("circular", [False, True])
 def test_shifted_multiplications_are_a_convolution(circular):
-    slide = lambda s, kernel: _slide(s, kernel, circular=circular)  # noqa: E731
-    assert sum_of(counted(slide, (2, 16), (3,))) == (2 * 16 * 3, 2 * 16)
-    assert sum_of(counted(lambda s, kernel: slide(s, kernel) * 2 + s, (2, 16), (5, 16))) == (2 * 16 * 5, 2 * 16)
+    correlate = lambda s, kernel: slide(s, kernel, circular=circular)  # noqa: E731
+    assert sum_of(counted(correlate, (2, 16), (3,))) == (2 * 16 * 3, 2 * 16)
+    assert sum_of(counted(lambda s, kernel: correlate(s, kernel) * 2 + s, (2, 16), (5, 16))) == (2 * 16 * 5, 2 * 16)
 
 
 def test_sums_of_products_are_matrix_products():

@@ -92,7 +92,7 @@ def _check_kernel_size(size: int) -> int:
 
 
 @jax.named_scope(SUM_OF_PRODUCTS)
-def _slide(s: jax.Array, kernel: jax.Array, *, circular: bool = False) -> jax.Array:
+def slide(s: jax.Array, kernel: jax.Array, *, circular: bool = False) -> jax.Array:
     """Correlates s (b, c) with a kernel along the channels, as k shifted multiplications.
 
     The kernel has the shape (k,), or (k, c) with a kernel for each channel. A convolution primitive over the channel
@@ -131,7 +131,7 @@ class ECA(ChannelGate):
         self.circular = circular
 
     def gate(self, s: jax.Array) -> jax.Array:
-        return jax.nn.sigmoid(_slide(s, self.kernel[...], circular=self.circular))
+        return jax.nn.sigmoid(slide(s, self.kernel[...], circular=self.circular))
 
 
 class ECA_NS(ChannelGate):
@@ -142,4 +142,4 @@ class ECA_NS(ChannelGate):
         self.kernel = nnx.Param(uniform_fan_in(kernel_size)(rngs.params(), (kernel_size, channels), param_dtype))
 
     def gate(self, s: jax.Array) -> jax.Array:
-        return jax.nn.sigmoid(_slide(s, self.kernel[...]))
+        return jax.nn.sigmoid(slide(s, self.kernel[...]))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eca_jax.nn.attention.base import SUM_OF_PRODUCTS, Informed
-from eca_jax.nn.attention.eca import _slide, adaptive_kernel_size
+from eca_jax.nn.attention.eca import adaptive_kernel_size, slide
 from eca_jax.nn.layers import uniform_fan_in
 
 
@@ -47,11 +47,11 @@ class EMCA(nnx.Module):
 
     def gate(self, s: jax.Array, memory: Sequence[jax.Array]) -> jax.Array:
         """Averages (b, c), and those of earlier stages (b, c_i) each -> gates (b, c) between 1 and 2."""
-        local = jax.nn.sigmoid(_slide(s, self.local[...]))
+        local = jax.nn.sigmoid(slide(s, self.local[...]))
         if not self.remembered:
             return 1 + local
         seen = [*(repeated(m, s.shape[1]) for m in memory), s]
-        shared = jax.nn.sigmoid(_slide(jax.nn.relu(weighted(self.gather[...], seen)), self.shared[...]))
+        shared = jax.nn.sigmoid(slide(jax.nn.relu(weighted(self.gather[...], seen)), self.shared[...]))
         return 1 + jax.nn.sigmoid(weighted(self.fuse[...], [local, shared]))
 
     def after(self, memory: Sequence[jax.Array]) -> Informed:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eca_jax.errors import EcaJaxError
-from eca_jax.nn.attention.eca import _slide
+from eca_jax.nn.attention.eca import slide
 from eca_jax.nn.attention.maps import expect_map, expect_pixels, mean_and_variance
 from eca_jax.nn.layers import uniform_fan_in
 
@@ -41,7 +41,7 @@ class AxisGate(nnx.Module):
         mean, variance = mean_and_variance(x, others)
         of_mean, of_std = 0.5 + jax.nn.sigmoid(self.weight[...])
         s = of_mean * mean + of_std * _root(variance, mean)
-        return jnp.expand_dims(jax.nn.sigmoid(_slide(s, self.kernel[...])), others)
+        return jnp.expand_dims(jax.nn.sigmoid(slide(s, self.kernel[...])), others)
 
 
 def _root(variance: jax.Array, mean: jax.Array) -> jax.Array:
