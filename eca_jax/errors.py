@@ -54,6 +54,12 @@ def expect_positive(name: str, value: float) -> None:
         raise EcaJaxError(f"{name}: expected a positive number, got {value}")
 
 
+def expect_at_least(name: str, value: int, least: int = 1) -> None:
+    """Refuses a value below `least`."""
+    if value < least:
+        raise EcaJaxError(f"{name}: expected {least} or more, got {value}")
+
+
 def expect_share(name: str, value: float) -> None:
     """Refuses a value outside [0, 1)."""
     if not 0 <= value < 1:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eca_jax.errors import EcaJaxError, expect_one_of
+from eca_jax.errors import EcaJaxError, expect_at_least, expect_one_of
 from eca_jax.nn.attention.base import scale
 from eca_jax.nn.attention.eca import MAX_KERNEL_SIZE
 from eca_jax.nn.attention.maps import expect_map, maximum
@@ -44,8 +44,7 @@ class CBAMOptions:
     """Of the convolution, odd."""
 
     def __post_init__(self):
-        if self.reduction < 1:
-            raise EcaJaxError(f"attention.reduction: expected 1 or more, got {self.reduction}")
+        expect_at_least("attention.reduction", self.reduction)
         expect_one_of("attention.order", self.order, tuple(ORDERS))
         expect_odd("attention.kernel_size", self.kernel_size)
 

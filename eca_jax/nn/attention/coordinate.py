@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import expect_at_least
 from eca_jax.nn.attention.maps import cross_scale, strips
 from eca_jax.nn.layers import linear
 from eca_jax.nn.norm import BatchNorm
@@ -26,8 +26,7 @@ class CoordinateOptions:
     """Biases in the three layers."""
 
     def __post_init__(self):
-        if self.reduction < 1:
-            raise EcaJaxError(f"attention.reduction: expected 1 or more, got {self.reduction}")
+        expect_at_least("attention.reduction", self.reduction)
 
 
 def hidden_channels(channels: int, reduction: int, *, rounded: bool) -> int:

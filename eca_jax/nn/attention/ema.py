@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, expect_at_least
 from eca_jax.nn.attention.maps import expect_map, strips
 from eca_jax.nn.conv import LAYOUT, convolve
 from eca_jax.nn.layers import linear, uniform_fan_in
@@ -23,8 +23,7 @@ class EMAOptions:
     """Into how many groups the channels are cut; the authors have 32."""
 
     def __post_init__(self):
-        if self.factor < 1:
-            raise EcaJaxError(f"attention.factor: expected 1 or more, got {self.factor}")
+        expect_at_least("attention.factor", self.factor)
 
 
 class EMA(nnx.Module):

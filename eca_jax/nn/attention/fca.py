@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, expect_at_least
 from eca_jax.nn.attention.base import scale
 from eca_jax.nn.attention.maps import expect_map
 from eca_jax.nn.layers import linear
@@ -43,10 +43,9 @@ class FCAOptions:
         if self.frequencies not in COUNTS:
             expected = f"{', '.join(map(str, COUNTS[:-1]))} or {COUNTS[-1]}"
             raise EcaJaxError(f"attention.frequencies: expected {expected}, got {self.frequencies}")
-        if self.reduction < 1:
-            raise EcaJaxError(f"attention.reduction: expected 1 or more, got {self.reduction}")
-        if self.grid is not None and self.grid < SIDE:
-            raise EcaJaxError(f"attention.grid: expected {SIDE} or more, got {self.grid}")
+        expect_at_least("attention.reduction", self.reduction)
+        if self.grid is not None:
+            expect_at_least("attention.grid", self.grid, SIDE)
 
 
 def adaptive_average(size: int, grid: int) -> np.ndarray:

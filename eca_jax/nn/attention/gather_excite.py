@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, expect_at_least
 from eca_jax.nn.attention.base import ChannelGate, Slot, weighted_sum
 from eca_jax.nn.attention.maps import expect_map
 from eca_jax.nn.attention.se import hidden_width
@@ -75,8 +75,7 @@ class GEPlusOptions(GEOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.reduction < 1:
-            raise EcaJaxError(f"attention.reduction: expected 1 or more, got {self.reduction}")
+        expect_at_least("attention.reduction", self.reduction)
 
 
 def _check_extent(extent: int) -> int:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, expect_at_least
 from eca_jax.nn.attention.base import Identity, Place, Slot, weighted_sum
 from eca_jax.nn.layers import linear
 from eca_jax.nn.norm import widened
@@ -25,8 +25,7 @@ class GCOptions:
     """Of the layer norm; timm's is 1e-6."""
 
     def __post_init__(self):
-        if self.reduction < 1:
-            raise EcaJaxError(f"attention.reduction: expected 1 or more, got {self.reduction}")
+        expect_at_least("attention.reduction", self.reduction)
         if not self.epsilon > 0:
             raise EcaJaxError(f"attention.epsilon: expected more than 0, got {self.epsilon}")
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, expect_at_least
 from eca_jax.nn.norm import moments, widened
 
 EPSILON = 1e-5
@@ -21,8 +21,7 @@ class SAOptions:
     Another number than 64 is not the authors' setting."""
 
     def __post_init__(self):
-        if self.groups < 1:
-            raise EcaJaxError(f"attention.groups: expected 1 or more, got {self.groups}")
+        expect_at_least("attention.groups", self.groups)
 
 
 class SA(nnx.Module):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, expect_at_least
 from eca_jax.nn.attention.base import ChannelGate, Slot
 from eca_jax.nn.layers import linear, uniform_fan_in
 
@@ -34,8 +34,8 @@ class SEOptions:
     def __post_init__(self):
         for name in ("reduction", "divisor"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise EcaJaxError(f"attention.{name}: expected 1 or more, got {value}")
+            if value is not None:
+                expect_at_least(f"attention.{name}", value)
 
     def hidden(self, slot: Slot) -> int:
         """The width of the hidden layer in one slot."""
