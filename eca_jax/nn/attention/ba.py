@@ -8,10 +8,9 @@ from flax import nnx
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention.base import Informed, squeeze
+from eca_jax.nn.attention.se import hidden_width
 from eca_jax.nn.layers import linear
 from eca_jax.nn.norm import BatchNorm
-
-REDUCTION = 16
 
 
 class BA(nnx.Module):
@@ -38,7 +37,7 @@ class BA(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """`inner`: channels of the activations before the last, in their order; `norm`: makes a batch norm."""
-        hidden = max(channels // REDUCTION, 1)
+        hidden = hidden_width(channels)
 
         def layer(c_in: int, c_out: int) -> nnx.Linear:
             return linear(c_in, c_out, use_bias=False, param_dtype=param_dtype, rngs=rngs)

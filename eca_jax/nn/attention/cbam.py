@@ -12,6 +12,7 @@ from eca_jax.errors import EcaJaxError, expect_at_least, expect_one_of
 from eca_jax.nn.attention.base import scale
 from eca_jax.nn.attention.eca import MAX_KERNEL_SIZE
 from eca_jax.nn.attention.maps import expect_map, maximum
+from eca_jax.nn.attention.se import hidden_width
 from eca_jax.nn.layers import Conv, fan_out_normal, uniform_fan_in
 from eca_jax.nn.norm import BatchNorm, widened
 
@@ -148,7 +149,7 @@ class CBAM(nnx.Module):
             init = uniform_fan_in(c_in)
             return nnx.Linear(c_in, c_out, use_bias=bias, kernel_init=init, param_dtype=param_dtype, rngs=rngs)
 
-        hidden = max(channels // reduction, 1)
+        hidden = hidden_width(channels, reduction)
         self.fc1, self.fc2 = dense(channels, hidden), dense(hidden, channels)
         self.spatial = PlaneGate(
             kernel_size, order=order, initial_scale=0.0, norm=norm, param_dtype=param_dtype, rngs=rngs

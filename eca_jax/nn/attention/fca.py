@@ -11,6 +11,7 @@ from flax import nnx
 from eca_jax.errors import EcaJaxError, expect_at_least
 from eca_jax.nn.attention.base import scale
 from eca_jax.nn.attention.maps import expect_map
+from eca_jax.nn.attention.se import hidden_width
 from eca_jax.nn.layers import linear
 from eca_jax.nn.norm import widened
 
@@ -109,7 +110,7 @@ class FCA(nnx.Module):
         if self.grid is not None:
             _expect_frequencies(self.grid, self.grid)
         self.frequencies = TOP[:frequencies]
-        hidden = max(channels // reduction, 1)
+        hidden = hidden_width(channels, reduction)
         self.fc1 = linear(channels, hidden, use_bias=False, param_dtype=param_dtype, rngs=rngs)
         self.fc2 = linear(hidden, channels, use_bias=False, param_dtype=param_dtype, rngs=rngs)
 
