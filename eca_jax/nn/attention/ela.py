@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eca_jax.errors import EcaJaxError
+from eca_jax.errors import EcaJaxError, expect_one_of
 from eca_jax.nn.attention.maps import cross_scale, strips
 from eca_jax.nn.layers import Conv, uniform_fan_in
 
@@ -32,8 +32,7 @@ class ELAOptions:
     """T, B, S or L. T and B convolve every channel alone, S and L eight channels together; kernels are 5, 7, 5, 7."""
 
     def __post_init__(self):
-        if self.size not in SIZES:
-            raise EcaJaxError(f"attention.size: expected one of {', '.join(SIZES)}, got {self.size!r}")
+        expect_one_of("attention.size", self.size, tuple(SIZES))
 
 
 class ELA(nnx.Module):
