@@ -26,8 +26,8 @@ class Place:
     released: int = 3
     """The kernel size of this stage in the authors' checkpoint of the network."""
     side: int | None = None
-    """Height and width of this stage's activations where images have 224 pixels, for which the networks were published;
-    None in networks for smaller images."""
+    """Height and width of this stage's activations where images have 224 pixels, for which the networks were published,
+    and the output stride is 32: another one does not change it. None in networks with a small stem."""
 
 
 @dataclasses.dataclass(frozen=True)

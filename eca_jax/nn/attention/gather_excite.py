@@ -45,7 +45,7 @@ class GEOptions(ExtentOptions):
 
     sides: tuple[int, ...] | None = None
     """Height and width of the maps of each stage, for an `extent` of None: 8 4 2 1 in a ResNet with a small stem, on
-    images of 8 pixels. None is right for images of 224 pixels, unless the stem is small."""
+    images of 8 pixels. None is right for images of 224 pixels, with a large stem and an output stride of 32."""
 
     def __post_init__(self):
         super().__post_init__()
