@@ -16,6 +16,7 @@ from flax import nnx
 from jax.extend import core
 
 from eca_jax.analysis.operations import operations
+from eca_jax.convert.state_dict import ShapesOnly
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Architecture, Backbone
 from eca_jax.models.registry import create_model
@@ -115,7 +116,7 @@ def complexity(model: Backbone | str, image_size: int | tuple[int, int] = 224) -
 
 def abstract_model(name: str, **options: Any) -> Backbone:
     """`create_model(name, **options)` without arrays: its parameters have shapes and types alone."""
-    return nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **options))
+    return nnx.eval_shape(lambda: create_model(name, rngs=ShapesOnly(), **options))
 
 
 def _modules(model: Backbone) -> dict[str, Any]:
