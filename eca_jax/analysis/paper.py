@@ -6,6 +6,7 @@ repository's README, for the names of the released weights.
 """
 
 import dataclasses
+import functools
 
 from eca_jax.nn.attention import AttentionConfig
 
@@ -64,7 +65,8 @@ class Gate:
 NONE, SE, ECA = AttentionConfig("none"), AttentionConfig("se"), AttentionConfig("eca")
 COPIED = "copied from its paper, in 10^6 and 10^9"
 UNBIASED = "parameters: without biases in its MLP; {} with them, as in its authors' code"
-NO_MODULE = f"{COPIED}; no module here"
+copied = functools.partial(Row, parameters_unit=MEGA, flops_unit=GIGA, difference=f"{COPIED}; no module here")
+"""A row of Table 3 that is quoted in the units of its own paper."""
 
 TABLE_2 = (
     Gate("vanilla", NONE, "1", "0", "75.20", "92.25", "top-5: Table 3 prints 92.52"),
@@ -103,30 +105,13 @@ TABLE_3 = (
         *("CBAM", R50, AttentionConfig("cbam", bias=False), "26.77", "3.87", "77.34", "93.69", "472", "1213"),
         difference=UNBIASED.format("26.79"),
     ),
-    Row(
-        *("A2-Nets", R50, None, "33.00", "6.50", "77.00", "93.50"),
-        parameters_unit=MEGA,
-        flops_unit=GIGA,
-        difference=NO_MODULE,
-    ),
-    Row(
+    copied("A2-Nets", R50, None, "33.00", "6.50", "77.00", "93.50"),
+    copied(
         *("GCNet", R50, AttentionConfig("gc", stages=(1, 2, 3)), "28.08", "3.87", "77.70", "93.66"),
-        parameters_unit=MEGA,
-        flops_unit=GIGA,
         difference=f"{COPIED}; in the last three stages, as its authors' networks",
     ),
-    Row(
-        *("GSoP-Net1", R50, None, "28.05", "6.18", "77.68", "93.98", "596", "1383"),
-        parameters_unit=MEGA,
-        flops_unit=GIGA,
-        difference=NO_MODULE,
-    ),
-    Row(
-        *("AA-Net", R50, None, "25.80", "4.15", "77.70", "93.80"),
-        parameters_unit=MEGA,
-        flops_unit=GIGA,
-        difference=NO_MODULE,
-    ),
+    copied("GSoP-Net1", R50, None, "28.05", "6.18", "77.68", "93.98", "596", "1383"),
+    copied("AA-Net", R50, None, "25.80", "4.15", "77.70", "93.80"),
     Row(
         *("ECA-Net", R50, ECA, "24.37", "3.86", "77.48", "93.68", "785", "1805"),
         weights="eca_resnet50_k3557.pth.tar",
@@ -137,12 +122,7 @@ TABLE_3 = (
         *("CBAM", R101, AttentionConfig("cbam", bias=False), "47.01", "7.35", "78.49", "94.31", "270", "635"),
         difference=UNBIASED.format("47.04"),
     ),
-    Row(
-        *("AA-Net", R101, None, "45.40", "8.05", "78.70", "94.40"),
-        parameters_unit=MEGA,
-        flops_unit=GIGA,
-        difference=NO_MODULE,
-    ),
+    copied("AA-Net", R101, None, "45.40", "8.05", "78.70", "94.40"),
     Row(
         *("ECA-Net", R101, ECA, "42.49", "7.35", "78.65", "94.34", "380", "1089"),
         weights="eca_resnet101_k3357.pth.tar",
