@@ -1,6 +1,6 @@
 """What the gates of every block are: how they are distributed, whether they are stuck, and over what they vary."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,9 +19,9 @@ def plot_gate_distribution(blocks: Blocks, *, ax: Axes | None = None) -> Axes:
     with styled():
         ax = own_or_new(ax, 1.8)
         ax.axhline(0.5, color=GREY, lw=0.6, ls=":", zorder=0)
-        low, high = ([getattr(v, f"{end}_percentile") for v in values] for end in ("low", "high"))
+        low, high = [v.low_percentile for v in values], [v.high_percentile for v in values]
         ax.vlines(x, low, high, color=COLORS[0], lw=0.8, label="middle 98%")
-        lower, upper = ([getattr(v, f"{end}_quartile") for v in values] for end in ("lower", "upper"))
+        lower, upper = [v.lower_quartile for v in values], [v.upper_quartile for v in values]
         ax.vlines(x, lower, upper, color=COLORS[5], lw=3.5, label="middle 50%")
         ax.plot(x, [v.median for v in values], "_", color="black", markersize=6, label="median")
         ax.set_ylim(min(0, *low), max(1, *high))
@@ -32,15 +32,11 @@ def plot_gate_distribution(blocks: Blocks, *, ax: Axes | None = None) -> Axes:
 
 def plot_gate_shares(blocks: Blocks, *, ax: Axes | None = None) -> Axes:
     """The shares of gates near 0, at 0.5 and near 1, in per cent, of each block."""
-    x, values = np.arange(len(blocks)), list(blocks.values())
     with styled():
         ax = own_or_new(ax, 1.8)
-        for name, label, color, marker in (
-            ("near_zero", f"below {LOW}", COLORS[0], "v"),
-            ("near_half", f"within {HALF} of 0.5", "black", "o"),
-            ("near_one", f"above {HIGH}", COLORS[1], "^"),
-        ):
-            ax.plot(x, [100 * getattr(v, name) for v in values], marker, ls="-", lw=0.6, color=color, label=label)
+        _draw(ax, [100 * s.near_zero for s in blocks.values()], "v", COLORS[0], f"below {LOW}")
+        _draw(ax, [100 * s.near_half for s in blocks.values()], "o", "black", f"within {HALF} of 0.5")
+        _draw(ax, [100 * s.near_one for s in blocks.values()], "^", COLORS[1], f"above {HIGH}")
         ax.set_ylim(-4, 104)
         ax.set_ylabel("share of gates (%)")
         _finish(ax, blocks)
@@ -49,14 +45,10 @@ def plot_gate_shares(blocks: Blocks, *, ax: Axes | None = None) -> Axes:
 
 def plot_gate_spreads(blocks: Blocks, *, ax: Axes | None = None) -> Axes:
     """The spread of the gates over images and over channels, as standard deviations, of each block."""
-    x, values = np.arange(len(blocks)), list(blocks.values())
     with styled():
         ax = own_or_new(ax, 1.8)
-        for name, label, color, marker in (
-            ("over_images", "over images", COLORS[1], "o"),
-            ("over_channels", "over channels", COLORS[0], "s"),
-        ):
-            ax.plot(x, [getattr(v, name) for v in values], marker, ls="-", lw=0.6, color=color, label=label)
+        _draw(ax, [s.over_images for s in blocks.values()], "o", COLORS[1], "over images")
+        _draw(ax, [s.over_channels for s in blocks.values()], "s", COLORS[0], "over channels")
         ax.axhline(SAME, color=GREY, lw=0.6, ls=":", label="counts as none", zorder=0)
         ax.set_ylim(bottom=0)
         ax.set_ylabel("spread of gates")
@@ -77,6 +69,11 @@ def gates_figure(blocks: Blocks) -> Figure:
             plot(blocks, ax=ax)
             ax.set_xlabel("block" if ax is panels[-1] else "")
     return figure
+
+
+def _draw(ax: Axes, values: Sequence[float], marker: str, color: str, label: str) -> None:
+    """A line with a value for each block."""
+    ax.plot(range(len(values)), values, marker, ls="-", lw=0.6, color=color, label=label)
 
 
 def _finish(ax: Axes, blocks: Blocks) -> None:
