@@ -4,12 +4,12 @@ A function `plot_...` draws into the axes that it is given, or into new ones of 
 function `..._figure` puts several panels together. The numbers come from `eca_jax.analysis`.
 """
 
+import importlib.util
+
 from eca_jax.errors import EcaJaxError
 
-try:
-    import matplotlib  # noqa: F401
-except ModuleNotFoundError as error:
-    raise EcaJaxError("figures are drawn with matplotlib, which is not here: pip install 'eca_jax[plots]'") from error
+if importlib.util.find_spec("matplotlib") is None:
+    raise EcaJaxError("figures are drawn with matplotlib, which is not here: pip install 'eca_jax[plots]'")
 
 from eca_jax.plots.channel_weights import (
     channel_weights_figure as channel_weights_figure,
