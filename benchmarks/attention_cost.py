@@ -97,7 +97,7 @@ def measured(rows: pathlib.Path | None, *program: str) -> dict[str, float]:
 def bytes_table(
     targets: list[str], backbones: list[str], tasks: list[str], attentions: list[str], rows: pathlib.Path | None
 ) -> Iterator[list[str]]:
-    """A row for every program; the ratios are to the first attention, the network without any."""
+    """A row for every program; the ratios are to the first attention."""
     for target, backbone, task in itertools.product(targets, backbones, tasks):
         plain: dict[str, float] = {}
         for attention in attentions:
@@ -136,7 +136,8 @@ def main() -> None:
     attentions = list(ALL) if "all" in args.attentions else args.attentions
     print(machine("jax", "jaxlib", "flax"))
     if args.rounds:
-        head = ["", "backbone", "attention", f"{CPU_BATCH} images, float32", "ratio to none: median (least to most)"]
+        compared = f"ratio to {attentions[0]}: median (least to most)"
+        head = ["", "backbone", "attention", f"{CPU_BATCH} images, float32", compared]
         print(markdown(head, time_table(args.backbones, args.tasks, attentions, args.rounds)), flush=True)
     rows = list(bytes_table(args.targets, args.backbones, args.tasks, attentions, args.rows))
     if rows:
