@@ -792,8 +792,8 @@ def _channel_weights(args: argparse.Namespace) -> int:
 
     runs = args.run or ([] if args.weights else [DEFAULT_RUN])
     check_outputs(args.output)
-    if args.titles and len(args.titles) != len(runs) + len(args.weights):
-        count = len(runs) + len(args.weights)
+    count = len({*runs, *args.weights})
+    if args.titles and len(args.titles) != count:
         raise EcaJaxError(f"--titles: expected one for each of {count} networks, got {len(args.titles)}")
     expect_classes(args.classes or ())
     _start_jax()

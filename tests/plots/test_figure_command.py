@@ -113,6 +113,7 @@ def test_a_plain_network_is_refused_by_name(here, capsys):
         ("gates --run x/y", "there is no run directory x/y: give the --workdir of a training run"),
         ("channel-weights --classes 1 2 3 4 5 6 7 8 9", "--classes: expected at most 8, one for each colour, got 9"),
         ("channel-weights --run a b --titles A", "--titles: expected one for each of 2 networks, got 1"),
+        ("channel-weights --run a a --titles A B", "--titles: expected one for each of 1 networks, got 2"),
         ("kernel-size --size 3", "unknown option --size. Did you mean --sizes"),
         ("kernel-size --sizes 4", "attention.kernel_sizes: expected an odd size of at least 1, got 4"),
         ("kernel-size --model.name se_resnet18", "model: the attention 'se' of se_resnet18 has no kernel sizes"),
