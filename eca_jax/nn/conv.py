@@ -1,14 +1,17 @@
 """Convolutions, each in the form that is fastest on the platform for which it is compiled.
 
-XLA:CPU is fast for convolutions that mix channels over several pixels, but slow for two other kinds. For the gradients
-of a 1x1 kernel it copies and transposes whole activations, and it treats a depthwise kernel as a dense one. So on the
-CPU, a 1x1 convolution is written as a matrix product over the pixels, and a depthwise one as a sum of shifted products.
+XLA:CPU is fast for convolutions that mix channels over several pixels, but slow for three other kinds. For the
+gradients of a 1x1 kernel it copies and transposes whole activations, it treats a depthwise kernel as a dense one, and
+where the output has 2x2 pixels or fewer, it takes 3 to 70 times as long as for the same arithmetic elsewhere. So on the
+CPU, a 1x1 convolution is written as a matrix product over the pixels, a depthwise one as a sum of shifted products, and
+one with a tiny output as the product of a matrix of patches and the kernel.
 TPU and GPU compile ordinary convolutions; `jax.lax.platform_dependent` leaves no trace in their programs.
 """
 
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +23,8 @@ from eca_jax.nn.derivatives import Arrays, differentiable
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 NO_PADDING = ((0, 0), (0, 0))
+TINY = 4
+"""Pixels of an output for which the product of patches is faster on the CPU."""
 Gradients = tuple[jax.Array, jax.Array]
 """The gradients of the activation and of the kernel."""
 
@@ -50,18 +55,17 @@ def convolve(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` of (b, h, w, c_in) with (k, k, c_in / groups, c_out).
 
-    With `training`, the gradients of 1x1 and depthwise kernels are written by hand; otherwise autodiff makes them.
+    Some kinds have a form of their own on the CPU. With `training`, the gradients of those are written by hand;
+    otherwise autodiff makes them.
     """
-    height, width, c_in, c_out = kernel.shape
-    pointwise = height == width == feature_group_count == 1
-    depthwise = c_in == 1 and c_out == feature_group_count
-    if not (pointwise or depthwise):
-        options |= {"feature_group_count": feature_group_count, "rhs_dilation": rhs_dilation}
-        return lax.conv_general_dilated(x, kernel, strides, padding, **options)
     (up, down), (left, right) = padding
     dilation = (rhs_dilation[0], rhs_dilation[1])
     window = Window((strides[0], strides[1]), ((up, down), (left, right)), feature_group_count, dilation)
-    return (_by_hand if training else _by_platform)(x, kernel, window, POINTWISE if pointwise else DEPTHWISE)
+    on_cpu = _form(x, kernel, window)
+    if on_cpu is None:
+        options |= {"feature_group_count": feature_group_count, "rhs_dilation": rhs_dilation}
+        return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    return (_by_hand if training else _by_platform)(x, kernel, window, on_cpu)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +74,16 @@ class Form:
 
     output: Callable[[jax.Array, jax.Array, Window], jax.Array]
     gradients: Callable[[jax.Array, jax.Array, jax.Array, Window], Gradients]
+
+
+def _form(x: jax.Array, kernel: jax.Array, window: Window) -> Form | None:
+    """What the CPU computes instead of the convolution; None where it is fast for that."""
+    height, width, c_in, c_out = kernel.shape
+    if height == width == window.groups == 1:
+        return POINTWISE
+    if c_in == 1 and c_out == window.groups:
+        return DEPTHWISE
+    return PATCHES if window.groups == 1 and math.prod(_size(x, kernel, window)) <= TINY else None
 
 
 def _by_platform(x: jax.Array, kernel: jax.Array, window: Window, on_cpu: Form) -> jax.Array:
@@ -155,22 +169,26 @@ def _reach(kernel: jax.Array, window: Window) -> list[int]:
     return [(k - 1) * d for k, d in zip(kernel.shape[:2], window.dilation, strict=True)]
 
 
+def _size(x: jax.Array, kernel: jax.Array, window: Window) -> list[int]:
+    """Height and width of the output."""
+    sides = zip(x.shape[1:3], window.padding, _reach(kernel, window), window.strides, strict=True)
+    return [(n + sum(pads) - reach - 1) // stride + 1 for n, pads, reach, stride in sides]
+
+
+def _shifted(x: jax.Array, kernel: jax.Array, window: Window) -> Iterator[tuple[tuple[int, int], jax.Array]]:
+    """Every place (i, j) of the kernel, and the pixels that it meets, (b, rows, columns, c_in)."""
+    size = _size(x, kernel, window)
+    padded = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
+    for place, pixel in _places(kernel, window):
+        yield place, _seen(padded, *pixel, window.strides, size)
+
+
 def _shifted_products(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
-    reach = _reach(kernel, window)
-    size = [(n - r - 1) // s + 1 for n, r, s in zip(x.shape[1:3], reach, window.strides, strict=True)]
-    return functools.reduce(
-        jnp.add,
-        (_seen(x, *pixel, window.strides, size) * kernel[i, j, 0] for (i, j), pixel in _places(kernel, window)),
-    )
+    return functools.reduce(jnp.add, (seen * kernel[i, j, 0] for (i, j), seen in _shifted(x, kernel, window)))
 
 
 def _shifted_products_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, window: Window) -> Gradients:
-    padded = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
-    dkernel = [
-        jnp.sum(_seen(padded, *pixel, window.strides, dy.shape[1:3]) * dy, (0, 1, 2))
-        for _, pixel in _places(kernel, window)
-    ]
+    dkernel = [jnp.sum(seen * dy, (0, 1, 2)) for _, seen in _shifted(x, kernel, window)]
     # Every pixel of x meets the flipped kernel over dy, spread out to the pixels that the strides passed over.
     spread = [
         (reach - low, n + low - (m - 1) * stride - 1, stride - 1)
@@ -183,5 +201,17 @@ def _shifted_products_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, 
     return dx, jnp.stack(dkernel).reshape(kernel.shape)
 
 
+def _patches_product(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    patches = jnp.concatenate([seen for _, seen in _shifted(x, kernel, window)], axis=3)
+    return lax.dot_general(patches, kernel.reshape(-1, kernel.shape[3]), (((3,), (0,)), ((), ())))
+
+
+def _patches_product_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, window: Window) -> Gradients:
+    (dx,) = jax.linear_transpose(lambda x: _patches_product(x, kernel, window), x)(dy)
+    (dkernel,) = jax.linear_transpose(lambda kernel: _patches_product(x, kernel, window), kernel)(dy)
+    return dx, dkernel
+
+
 POINTWISE = Form(_product, _product_gradients)
 DEPTHWISE = Form(_shifted_products, _shifted_products_gradients)
+PATCHES = Form(_patches_product, _patches_product_gradients)
