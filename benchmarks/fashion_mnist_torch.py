@@ -9,6 +9,7 @@ The network is torchvision's ResNet with timm's ECA module, a quarter as wide. N
 
 import argparse
 import json
+import math
 import pathlib
 
 import torch
@@ -19,26 +20,13 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.models import resnet
 
-BATCH, GPUS = 256, 4
+BATCH = 64
 PLANES = (16, 32, 64, 128)
 KERNEL_SIZES: dict[int, int] = dict(zip(PLANES, (3, 5, 7, 7), strict=True))  # the authors' released ECA-ResNet-18
 
-NORMALISE = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
-TRAIN = transforms.Compose([transforms.RandomResizedCrop(28), transforms.RandomHorizontalFlip(), *NORMALISE])
-TEST = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(28), *NORMALISE])
-
-
-class DataParallelBatchNorm(nn.BatchNorm2d):
-    """As in `nn.DataParallel` over `GPUS`: each normalises its share, and the first one's statistics stay."""
-
-    def forward(self, input):
-        if not self.training:
-            return super().forward(input)
-        first, *others = input.chunk(GPUS)
-        normalised = [
-            nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps) for x in others
-        ]
-        return torch.cat([super().forward(first), *normalised])
+NORMALISE = [transforms.ToTensor(), transforms.Normalize((0.286,) * 3, (0.353,) * 3)]
+TRAIN = transforms.Compose([transforms.RandomHorizontalFlip(), *NORMALISE])
+TEST = transforms.Compose(NORMALISE)
 
 
 class EcaBlock(resnet.BasicBlock):
@@ -55,21 +43,35 @@ class EcaBlock(resnet.BasicBlock):
 
 
 class NarrowResNet18(resnet.ResNet):
-    """torchvision's ResNet-18 of `EcaBlock`s with the widths `PLANES`, initialised as torchvision does."""
+    """torchvision's ResNet-18 of `EcaBlock`s with the widths `PLANES`, initialised as torchvision does.
+
+    Its stem is for small images: one 3x3 convolution, and no pooling.
+    """
 
     def __init__(self, num_classes: int):
-        super().__init__(EcaBlock, [2, 2, 2, 2], norm_layer=DataParallelBatchNorm)
+        super().__init__(EcaBlock, [2, 2, 2, 2])
+        self.maxpool = nn.Identity()
         self.fc = nn.Linear(PLANES[-1], num_classes)
 
     def _make_layer(self, block, planes, *args, **options):
         if planes == 64:  # the first stage: the stem before it is narrow too
             self.inplanes = PLANES[0]
-            self.conv1 = nn.Conv2d(3, PLANES[0], 7, stride=2, padding=3, bias=False)
-            self.bn1 = DataParallelBatchNorm(PLANES[0])
+            self.conv1 = nn.Conv2d(3, PLANES[0], 3, padding=1, bias=False)
+            self.bn1 = nn.BatchNorm2d(PLANES[0])
         return super()._make_layer(block, planes * PLANES[0] // 64, *args, **options)
 
 
-def train_epoch(model: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer) -> float:
+def rate(step: int, warmup: int, total: int) -> float:
+    """A straight line up to 1, then a cosine down to 0."""
+    return (step + 1) / warmup if step < warmup else 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (total - warmup))
+
+
+def train_epoch(
+    model: nn.Module,
+    loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+) -> float:
     """One pass; returns the mean loss over its images."""
     model.train()
     total = 0.0
@@ -78,6 +80,7 @@ def train_epoch(model: nn.Module, loader: DataLoader, optimizer: torch.optim.Opt
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        scheduler.step()
         total += loss.item()
     return total / len(loader)
 
@@ -99,8 +102,7 @@ def main() -> None:
     """Trains, evaluates once at the end, and writes a JSON object."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=pathlib.Path, required=True, help="has train/CLASS/ and test/CLASS/")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--drop-epochs", type=int, nargs="+", default=[3, 6, 9])
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes that load")
     parser.add_argument("--threads", type=int, default=1, help="threads that compute")
@@ -116,13 +118,13 @@ def main() -> None:
     )
     test_loader = DataLoader(test_set, BATCH, num_workers=args.workers)
     model = NarrowResNet18(len(train_set.classes))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, args.drop_epochs)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    total = args.epochs * len(train_loader)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, len(train_loader) // 2, total))
 
     losses = []
     for epoch in range(args.epochs):
-        losses.append(train_epoch(model, train_loader, optimizer))
-        scheduler.step()
+        losses.append(train_epoch(model, train_loader, optimizer, scheduler))
         print(f"epoch {epoch + 1}/{args.epochs}: loss {losses[-1]:.4f}", flush=True)
     top1, test_loss = evaluate(model, test_loader)
     print(f"held-out top-1 {top1:.2%}, loss {test_loss:.4f}", flush=True)

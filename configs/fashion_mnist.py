@@ -1,10 +1,10 @@
-"""ECA-ResNet-18 on Fashion-MNIST with the paper's recipe made small: 28 pixels, 10 epochs, drops at 3, 6 and 9.
+"""ECA-ResNet-18, a quarter as wide, on Fashion-MNIST: 28 pixels, SGD with one cosine over 5 epochs.
 
     python benchmarks/fashion_mnist.py      (writes the images that this reads, and compares with PyTorch)
     python train.py --config configs/fashion_mnist.py
 
-As in the paper: SGD without warm-up, weight decay on everything, batch norm over 64 of 256 examples, random crops of 8%
-to 100% of the area; evaluation on the centre of an image enlarged by 256/224.
+Images are mirrored and not cropped: in so few epochs a network does not learn its training images by heart. Mean and
+standard deviation are the data set's.
 
 Hardware, time and accuracy: see docs/results.md.
 """
@@ -14,11 +14,19 @@ from eca_jax.data.preprocess import PreprocessConfig
 from eca_jax.tasks import Classification
 
 config = Config(
-    model=ModelConfig(name="eca_resnet18", width_multiplier=0.25, batch_norm_group=64),
+    model=ModelConfig(name="eca_resnet18", small_stem=True, width_multiplier=0.25),
     data=DataConfig(name="folder:runs/fashion_mnist/images", eval_split="test", num_threads=2),
-    task=Classification(PreprocessConfig(image_size=28, eval_resize=32)),
-    optim=OptimConfig(lr=0.1, weight_decay=1e-4, schedule="step", drop_epochs=(3, 6, 9)),
-    batch_size=256,
-    epochs=10,
+    task=Classification(
+        PreprocessConfig(
+            image_size=28,
+            eval_resize=28,
+            augment="none",
+            mean=(0.286, 0.286, 0.286),
+            std=(0.353, 0.353, 0.353),
+        )
+    ),
+    optim=OptimConfig(lr=0.1, weight_decay=5e-4, schedule="cosine", warmup_epochs=0.5),
+    batch_size=64,
+    epochs=5,
     workdir="runs/fashion_mnist/eca_jax",
 )
