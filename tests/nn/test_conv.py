@@ -135,7 +135,8 @@ def gradients_of_square(function):
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda", "rocm"])
 @pytest.mark.parametrize(
-    ("c_out", "kernel_size", "groups", "dilation"), [(6, 1, 1, 1), (3, 1, 1, 1), (4, 3, 4, 1), (4, 3, 4, 2), (6, 3, 1, 1)]
+    ("c_out", "kernel_size", "groups", "dilation"),
+    [(6, 1, 1, 1), (3, 1, 1, 1), (4, 3, 4, 1), (4, 3, 4, 2), (6, 3, 1, 1)],
 )
 def test_other_platforms_are_given_the_convolution(
     platform: str, c_out: int, kernel_size: int, groups: int, dilation: int
