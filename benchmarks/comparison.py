@@ -2,16 +2,15 @@
 
     apt install dataset-fashion-mnist
     pip install -e '.[plots,tpu]'
-    python -m benchmarks.comparison run [digits fashion_mnist kernel_sizes] [--hours 8]
+    python -m benchmarks.comparison run [digits fashion_mnist kernel_sizes] [--seeds 10] [--hours 8]
     python -m benchmarks.comparison cost
     python -m benchmarks.comparison show
     python -m benchmarks.comparison again fashion_mnist none 0
 
-`run` trains what has no row yet in comparison.jsonl, a seed of all attentions after the other, and says after each run
-how long the rest will take. It can be stopped at any moment, also killed: the same command goes on, in the middle of a
-run from its last checkpoint. `cost` measures steps and bytes, on a machine that does nothing else. `show` prints the
-tables of docs/results.md and draws its pictures. `again` trains one row anew and compares scores and weights
-to the bit.
+`run` trains what has no row yet in comparison.jsonl, one seed of all after the other, and says after each run how long
+the rest will take. It can be stopped at any moment, also killed: the same command goes on, in the middle of a run from
+its last checkpoint. `cost` measures steps and bytes, on a machine that does nothing else. `show` prints the tables of
+docs/results.md and draws its pictures. `again` trains one row anew and compares scores and weights to the bit.
 """
 
 import argparse
@@ -258,13 +257,14 @@ class Wanted:
         return recipe(self.config)
 
 
-def plan(names: Sequence[str]) -> list[Wanted]:
-    """All rows of these experiments, a seed of all cases after the other. Two tables may have a row in common."""
+def plan(names: Sequence[str], seeds: int) -> list[Wanted]:
+    """The rows of the first seeds of these experiments, one seed after the other. Two tables may share a row."""
     table = experiments()
     rows = [
         Wanted(name, case, run_of(table[name], case, seed))
+        for seed in range(seeds)
         for name in names
-        for seed in range(table[name].seeds)
+        if seed < table[name].seeds
         for case in table[name].cases
     ]
     found: dict[str, Wanted] = {}
@@ -290,7 +290,7 @@ def run(args: argparse.Namespace) -> None:
     if set(args.experiments) != {"digits"}:
         prepare_fashion_mnist()
     end = time.monotonic() + 3600 * args.hours
-    rows, wanted = read_rows(args.rows), plan(args.experiments)
+    rows, wanted = read_rows(args.rows), plan(args.experiments, args.seeds)
     left = [row for row in wanted if row.recipe not in rows]
     print(f"{len(wanted) - len(left)} of {len(wanted)} runs are done", flush=True)
     while left and time.monotonic() < end:
@@ -520,6 +520,7 @@ def main() -> None:
             command.add_argument("seed", type=int)
         else:
             command.add_argument("experiments", nargs="*", default=EXPERIMENTS, metavar="|".join(EXPERIMENTS))
+    commands.choices["run"].add_argument("--seeds", type=int, default=10, help="of each case, at most")
     commands.choices["run"].add_argument("--hours", type=float, default=float("inf"), help="begin no run after that")
     commands.choices["cost"].add_argument("--rounds", type=int, default=7)
     commands.choices["show"].add_argument("--pictures", type=pathlib.Path, default=HERE.parent / "docs/pictures")

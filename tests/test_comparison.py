@@ -42,11 +42,11 @@ def test_one_seed_has_a_mean_and_no_interval():
 
 
 def test_tables_share_the_runs_that_are_the_same():
-    rows = comparison.plan(["fashion_mnist", "kernel_sizes"])
+    rows = comparison.plan(["fashion_mnist", "kernel_sizes"], seeds=10)
     labels = {row.case.label for row in rows if row.name == "kernel_sizes"}
     assert labels == {"1", "3", "5", "7", "9", "adaptive"}, "none, se and the released sizes are the other table's"
     assert len({row.recipe for row in rows}) == len(rows) == 9 * 5 + 6 * 3
-    assert [row.config.seed for row in rows[:10]] == [0] * 9 + [1]
+    assert [row.config.seed for row in rows] == [0] * 15 + [1] * 15 + [2] * 15 + [3] * 9 + [4] * 9
 
 
 def test_a_line_that_was_cut_off_is_no_row(tmp_path):
