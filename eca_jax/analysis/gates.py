@@ -1,20 +1,27 @@
 """The values of a network's attention gates for given images, and what can be said of them."""
 
+import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from eca_jax.analysis.table import Table
-from eca_jax.errors import EcaJaxError
+from eca_jax.analysis.taps import Notes, Path, StandIn, Tap, expect_evaluation, replaced
+from eca_jax.errors import EcaJaxError, nearest
 from eca_jax.models.base import Backbone
 from eca_jax.nn.attention import ChannelGate
+from eca_jax.nn.attention.base import scale
 
 GateFunction = Callable[[jax.Array], dict[str, jax.Array]]
 """Normalised images (b, h, w, c) -> the gates of every block."""
+Gates = jax.Array | np.ndarray | Callable[[jax.Array], jax.Array]
+"""(c,) or (b, c); or a function of the gates (b, c) that the attention computes."""
 
 
 def channel_gates(model: Backbone, images: jax.Array) -> dict[str, jax.Array]:
@@ -22,8 +29,9 @@ def channel_gates(model: Backbone, images: jax.Array) -> dict[str, jax.Array]:
 
     Args:
       model: a network whose attention computes one gate for each channel, in evaluation mode. Such are all
-        `ChannelGate`s (ECA, SE, ESE, ...), and every other attention with a method `gates` that maps its input (b, ...,
-        c) to the gates (b, c), as SRM and FCA have. CBAM's and other gates of single pixels are none of these.
+        `ChannelGate`s (ECA, SE, ESE, ...), BA and EMCA, and every other attention with a method `gates` that maps its
+        input (b, ..., c) to the gates (b, c), by which it scales it, as SRM and FCA have. CBAM's and other gates of
+        single pixels are none of these: `activations` has what such an attention returns.
       images: normalised, (b, h, w, 3).
 
     Returns:
@@ -38,74 +46,119 @@ def channel_gates(model: Backbone, images: jax.Array) -> dict[str, jax.Array]:
 
 
 def gate_function(model: Backbone) -> GateFunction:
-    """`channel_gates` of a model for many batches: a function that is compiled once for each shape of batch.
+    """`channel_gates` of a model for many batches: what it checks of the model, it checks once.
+
+    Raises:
+      EcaJaxError: as `channel_gates`.
+    """
+    gated_blocks(model)
+    graphdef, state = nnx.split(model)
+    return lambda images: dict(_gates(graphdef, state, images))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gates(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array) -> collections.OrderedDict:
+    notes, model = Notes(), nnx.merge(graphdef, state)
+    _with_taps(model, {block: notes.of(block) for block in gated_blocks(model)}).features(images)
+    return collections.OrderedDict(notes)
+
+
+def with_gates(model: Backbone, gates: Mapping[str, Gates]) -> Backbone:
+    """A copy of a network whose blocks scale channels by other gates than their attention's.
+
+    What the gates do is seen by changing them: fixed ones (a mean over images), one channel closed, or gates by which
+    to differentiate (`jax.jacrev(lambda gate: with_gates(model, {"layer4.1": gate})(images))`).
+
+    Args:
+      model: as for `channel_gates`.
+      gates: the block's name -> gates (c,) for all images or (b, c); or a function of those (b, c) that the attention
+        computes, which returns such. Other blocks keep theirs.
+
+    Returns:
+      The network, in evaluation mode like the one that is given, which stays as it is.
+
+    Raises:
+      EcaJaxError: as `channel_gates`; or there is no such block, and the most similar ones are named. When the network
+        is called: the gates have another shape.
+    """
+    for block in gates.keys() - (known := gated_blocks(model)).keys():
+        raise EcaJaxError(f"gates: there is no block {block!r} with channel gates.{nearest(block, known)}")
+    return _with_taps(model, {block: _given(block, gate) for block, gate in gates.items()})
+
+
+def _given(block: str, gates: Gates) -> Tap:
+    """The tap that puts gates in place of those that the attention computes."""
+
+    def tap(own: jax.Array) -> jax.Array:
+        new = jnp.asarray(gates(own) if callable(gates) else gates, own.dtype)
+        if new.shape not in (own.shape, own.shape[1:]):
+            raise EcaJaxError(f"gates: of {block} expected {own.shape[1:]} or {own.shape}, got the shape {new.shape}")
+        return jnp.broadcast_to(new, own.shape)
+
+    return tap
+
+
+def gated_blocks(model: Backbone) -> dict[str, Path]:
+    """The name of each block with channel gates, in the order of the network -> the path of its attention.
 
     Raises:
       EcaJaxError: as `channel_gates`.
     """
     if not isinstance(model, Backbone):
         raise EcaJaxError(f"model: expected a network of create_model, got {type(model).__name__}")
-    modes = [(m, name) for _, m in nnx.iter_modules(model) for name in ("use_running_average", "deterministic")]
-    if any(getattr(module, name, True) is False for module, name in modes):
-        raise EcaJaxError("model: it is in training mode, where gates are of the whole batch: call model.eval() first")
-    order = [".".join(map(str, path)) for path, module in nnx.iter_modules(model) if _recorder(module)]
-    if not order:
-        kind = model.architecture.attention.kind
+    expect_evaluation(model)
+    blocks = [path for path, module in nnx.iter_modules(model) if _stand_in(getattr(module, "attn", None))]
+    if not blocks:
+        name, kind = model.architecture.name, model.architecture.attention.kind
         raise EcaJaxError(
-            f"model: {model.architecture.name} has the attention {kind!r}, which computes no gate for each channel; "
+            f"model: {name} has the attention {kind!r}, which computes no gate for each channel; "
             "expected a network with a channel gate, such as eca_resnet50 or se_resnet50"
         )
-    graphdef, state = nnx.split(model)
-
-    @jax.jit
-    def run(state: nnx.State, images: jax.Array) -> dict[str, jax.Array]:
-        model = nnx.merge(graphdef, state)
-        gates = {}
-        blocks: list[tuple[Any, Any]] = list(nnx.iter_modules(model))
-        for path, block in blocks:
-            if recorder := _recorder(block):
-                block.attn = recorder(block.attn, ".".join(map(str, path)), gates)
-        model.features(images)
-        return gates
-
-    def in_order(images: jax.Array) -> dict[str, jax.Array]:
-        gates = run(state, images)  # jit sorts the keys of a dict
-        return {name: gates[name] for name in order}
-
-    return in_order
+    return {".".join(map(str, path)): (*path, "attn") for path in blocks}
 
 
-def _recorder(block: Any) -> "type[_Recorder] | None":
-    """What records the gates of a block's attention; None where there are none."""
-    attn = getattr(block, "attn", None)
-    if isinstance(attn, ChannelGate):
-        return _GateRecorder
-    return _ModuleRecorder if hasattr(attn, "gates") else None
+def _with_taps(model: Backbone, taps: Mapping[str, Tap]) -> Backbone:
+    """A copy of a network with a function behind the gates of blocks."""
+    paths = gated_blocks(model)
+
+    def stand_in(tap: Tap) -> Callable[[Any], Any]:
+        return lambda attn: _stand_in(attn)(attn, tap)
+
+    return replaced(model, {paths[block]: stand_in(tap) for block, tap in taps.items()})
 
 
-class _Recorder(nnx.Module):
-    """Takes the place of an attention, and records its gates."""
-
-    def __init__(self, attn: Any, name: str, gates: dict[str, jax.Array]):
-        self.attn = attn
-        self.note = nnx.static(lambda gate: gates.__setitem__(name, gate))
+def _stand_in(attn: Any) -> Any:
+    """What stands in for an attention, and hands its gates to a tap; None where there are none."""
+    return next((stand_in for applies, stand_in in STAND_INS if applies(attn)), None)
 
 
-class _GateRecorder(_Recorder, ChannelGate):
-    """Of a `ChannelGate`."""
+class _OfAverages(StandIn, ChannelGate):
+    """For a `ChannelGate`."""
 
     def gate(self, s: jax.Array) -> jax.Array:
-        gate = self.attn.gate(s)
-        self.note(gate)
-        return gate
+        return self.tap(self.layer.gate(s))
 
 
-class _ModuleRecorder(_Recorder):
-    """Of an attention with a method `gates`."""
+class _OfActivations(StandIn):
+    """For an attention with a method `gates`."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        self.note(self.attn.gates(x))
-        return self.attn(x)
+        return scale(x, self.tap(self.layer.gates(x)))
+
+
+class _OfBlock(StandIn):
+    """For an attention whose gates look at more of a block than its end: BA and EMCA."""
+
+    def after(self, *seen: Any) -> _OfAverages:
+        return _OfAverages(self.layer.after(*seen), self.tap)
+
+
+STAND_INS: tuple[tuple[Callable[[Any], bool], type[StandIn]], ...] = (
+    (lambda attn: isinstance(attn, ChannelGate), _OfAverages),
+    (lambda attn: hasattr(attn, "gates"), _OfActivations),
+    (lambda attn: hasattr(attn, "after"), _OfBlock),
+)
+"""Whether an attention is of a kind -> what stands in for it; the first that applies counts."""
 
 
 HALF = 0.02
@@ -224,26 +277,3 @@ def to_table(blocks: Mapping[str, GateStatistics], title: str) -> Table:
         for name, one in blocks.items()
     )
     return Table(title, (*header, "spread over images", "over channels", "verdict"), rows, (THRESHOLDS,))
-
-
-def class_means(gates: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """The average gate of each channel over the images of each class.
-
-    Args:
-      gates: (n, c), of n images.
-      labels: (n), the class of each image.
-      classes: (k), the classes that are asked for.
-
-    Returns:
-      (k, c), float64.
-
-    Raises:
-      EcaJaxError: there is no image of one of the classes.
-    """
-    gates, means = np.asarray(gates, np.float64), []
-    for c in classes:
-        of_class = gates[labels == c]
-        if not len(of_class):
-            raise EcaJaxError(f"there is no image of the class {c}")
-        means.append(of_class.mean(axis=0))
-    return np.stack(means)

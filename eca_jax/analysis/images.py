@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from eca_jax.analysis.gates import class_means, gate_function
+from eca_jax.analysis.classes import class_means
+from eca_jax.analysis.gates import gate_function
 from eca_jax.convert.pretrained import Loaded, load
 from eca_jax.data.imagenet import readable
 from eca_jax.data.preprocess import normalise

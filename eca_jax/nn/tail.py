@@ -25,7 +25,13 @@ def conv_norm(x: jax.Array, conv: Conv, norm: BatchNorm, *, relu: bool = False) 
     With running statistics, the norm's scale is multiplied into the kernel, so only a bias follows the convolution.
     XLA:GPU can then hand bias, shortcut and ReLU to cuDNN's convolution, instead of one pass over the activation for
     each. On the CPU, a pass over the pixels follows in any case, and scaling all kernels would be an additional one.
+
+    Where something else stands in the place of one of the two, such as what `eca_jax.analysis` looks at them with, both
+    are called as they are.
     """
+    if not (isinstance(conv, Conv) and isinstance(norm, BatchNorm)):
+        y = norm(conv(x))
+        return rectified(y) if relu else y
     if norm.use_running_average:
         kernel, (a, b) = conv.kernel[...], norm.running_affine()
         y = jax.lax.platform_dependent(
