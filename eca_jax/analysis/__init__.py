@@ -1,6 +1,11 @@
 """Looking at what a network costs, and at what a trained one does."""
 
 from eca_jax.analysis.activations import activations as activations, in_batches as in_batches
+from eca_jax.analysis.attribution import (
+    grad_cam as grad_cam,
+    integrated_gradients as integrated_gradients,
+    saliency as saliency,
+)
 from eca_jax.analysis.classes import (
     ClassStatistics as ClassStatistics,
     class_means as class_means,
