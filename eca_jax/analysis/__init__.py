@@ -18,6 +18,7 @@ from eca_jax.analysis.gates import (
     gate_statistics as gate_statistics,
     with_gates as with_gates,
 )
+from eca_jax.analysis.history import read_history as read_history
 from eca_jax.analysis.paper_flops import paper_flops as paper_flops
 from eca_jax.analysis.predictions import (
     confusion_matrix as confusion_matrix,

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import tqdm
 
-from eca_jax.errors import EcaJaxError
-from eca_jax.runs.directory import METRICS_FILE, TENSORBOARD, json_object
+from eca_jax.runs.directory import METRICS_FILE, TENSORBOARD
+from eca_jax.runs.metrics import read_rows
 from eca_jax.tasks.base import Task
 
 
@@ -101,19 +101,12 @@ class Writer:
 
     @staticmethod
     def _keep_rows(path: pathlib.Path, start: int, evaluation_due: bool, evaluated: Iterable[int]) -> None:
-        # In every locale, and with bytes that are no text: the check of their row names it.
-        data = path.read_bytes() if path.exists() else b""
-        lines = data.decode("utf-8", "surrogateescape").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()  # torn by a crash
-        kept = []
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json_object(line)
-                if row["step"] < start or (row["step"] == start and not (evaluation_due and row["kind"] == "eval")):
-                    kept.append((row["kind"], row["step"], line))
-            except (ValueError, TypeError, KeyError) as error:
-                raise EcaJaxError(f"{path}, line {number}: {line[:40]!r} is not a row of metrics; remove it") from error
+        rows = read_rows(path)
+        kept = [
+            (row["kind"], row["step"], line)
+            for row, line in rows
+            if row["step"] < start or (row["step"] == start and not (evaluation_due and row["kind"] == "eval"))
+        ]
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_bytes("".join(line for *_, line in kept).encode("utf-8", "surrogateescape"))
         os.replace(temporary, path)
@@ -123,7 +116,7 @@ class Writer:
                 "training goes on without them",
                 file=sys.stderr,
             )
-        if lines and not start:
+        if rows and not start:
             print(f"note: there is no checkpoint: training starts anew, and so does {path}", file=sys.stderr)
 
     def advance(self) -> None:
