@@ -25,3 +25,4 @@ from eca_jax.analysis.predictions import (
     least_certain as least_certain,
     most_certain as most_certain,
 )
+from eca_jax.data.preprocess import denormalise as denormalise
