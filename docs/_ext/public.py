@@ -1,0 +1,44 @@
+"""Sphinx extension: `.. public:: eca_jax.nn` documents every public name of a package, from its docstring."""
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from names import ROOT, homes, packages
+from sphinx.util.docutils import SphinxDirective
+
+
+def documented(package: str) -> Iterator[str]:
+    """The reStructuredText of a package: its own docstring, then every name, those that are elsewhere as links."""
+    module = importlib.import_module(package)
+    yield from (f".. automodule:: {package}", "   :no-members:", "")
+    for name in packages()[package]:
+        path, home = f"{package}.{name}", homes()[f"{package}.{name}"]
+        if path != home:
+            yield from (f".. py:data:: {name}", "   :no-index:", "", f"   The same as :py:obj:`{home}`.", "")
+        else:
+            yield from (f".. {directive(getattr(module, name))}:: {path}", "")
+
+
+def directive(thing: Any) -> str:
+    """The directive of autodoc for an object."""
+    if inspect.isclass(thing):
+        return "autoclass"
+    return "autofunction" if inspect.isroutine(thing) else "autodata"
+
+
+class Public(SphinxDirective):
+    """Documents the package that it is given."""
+
+    required_arguments = 1
+
+    def run(self) -> list[Any]:
+        self.env.note_dependency(str(ROOT / self.arguments[0].replace(".", "/") / "__init__.py"))
+        return self.parse_text_to_nodes("\n".join(documented(self.arguments[0])))
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Sphinx calls this."""
+    app.add_directive("public", Public)
+    return {"parallel_read_safe": True}
