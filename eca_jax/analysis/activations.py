@@ -76,14 +76,15 @@ def in_batches(function: Callable[[jax.Array], Any], images: Sequence[Any], *, b
     if isinstance(function, nnx.Module):
         graphdef, state = nnx.split(function)
         function = functools.partial(_outputs, graphdef, state)
-    size, parts = min(batch_size, len(images)), []
+    size, parts, order = min(batch_size, len(images)), [], ()
     for start in range(0, len(images), size):
         part = np.asarray(images[start : start + size])
         padding = [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1)
         rows = function(jnp.asarray(np.pad(part, padding)))
+        order = tuple(rows) if isinstance(rows, dict) else ()  # JAX sorts the names
         parts.append(jax.device_get(rows))
     whole = jax.tree.map(lambda *rows: np.concatenate(rows)[: len(images)], *parts)
-    return {name: whole[name] for name in rows} if isinstance(rows, dict) else whole  # JAX has sorted the names
+    return {name: whole[name] for name in order} if isinstance(whole, dict) else whole
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -12,10 +12,12 @@ import jax
 from flax import nnx
 
 from eca_jax.errors import EcaJaxError, nearest
+from eca_jax.models.base import Backbone
 
 Tap = Callable[[jax.Array], jax.Array]
 """What a layer returns, (b, ...) -> what is passed on in its place. The function itself passes on what it got."""
-Path = tuple[str | int, ...]
+Path = tuple[Any, ...]
+"""Attributes, and numbers in lists."""
 Model = TypeVar("Model", bound=nnx.Module)
 
 
@@ -40,8 +42,7 @@ def layer_paths(model: nnx.Module) -> dict[str, Path]:
 
     A sequence of layers ('layer4', 'layer1.0.downsample') stands for the last of them.
     """
-    paths: list[Path] = [path for path, _ in nnx.iter_modules(model) if path]
-    ends = {".".join(map(str, path)): _end(model, path) for path in paths}
+    ends = {".".join(map(str, path)): _end(model, path) for path, _ in nnx.iter_modules(model) if path}
     return {name: path for name, path in ends.items() if path is not None}
 
 
@@ -93,8 +94,9 @@ def tapped(model: Model, taps: Mapping[Path, Tap]) -> Model:
 def replaced(model: Model, stand_ins: Mapping[Path, Callable[[Any], Any]]) -> Model:
     """A copy of a network in which other modules, made from those at these paths, stand in their places."""
     copy = nnx.clone(model)
-    if getattr(copy, "rematerialise", False):
-        copy.rematerialise = False  # what is seen inside of it could not get out
+    for _, module in nnx.iter_modules(copy):
+        if isinstance(module, Backbone):
+            module.rematerialise = False  # what is seen inside of a block could not get out
     for path in sorted(stand_ins, key=len, reverse=True):  # what is inside of others first
         _put(_at(copy, path[:-1]), path[-1], stand_ins[path](_at(copy, path)))
     return copy

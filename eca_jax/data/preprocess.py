@@ -436,4 +436,4 @@ def denormalise(images: jax.Array, config: PreprocessConfig) -> np.ndarray:
     What no pixel could be, such as an image that was changed, becomes the nearest one.
     """
     pixels = 255 * (np.asarray(images, np.float64) * config.std + config.mean)
-    return np.uint8(np.clip(np.round(pixels), 0, 255))
+    return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
