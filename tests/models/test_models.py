@@ -216,15 +216,12 @@ def test_width_multiplier_scales_the_channels(name):
     assert [info.channels // 2 for info in full.feature_info] == [info.channels for info in half.feature_info]
 
 
-def tiny(**options):
-    return eca_jax.create_model(
-        "eca_resnet18", num_classes=5, rngs=nnx.Rngs(0), small_stem=True, width_multiplier=0.125, **options
-    )
+SMALL = {"num_classes": 5, "small_stem": True, "width_multiplier": 0.125}
 
 
 def test_bfloat16_computes_narrow_and_answers_wide():
-    model = tiny(dtype=jnp.bfloat16)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
+    model = abstract("eca_resnet18", dtype=jnp.bfloat16, **SMALL)
+    x = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(model)))
     graphdef, state = nnx.split(model)
     features = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state).features(x), state, x)
@@ -234,41 +231,52 @@ def test_bfloat16_computes_narrow_and_answers_wide():
 
 
 def test_train_and_eval_switch_batch_statistics_and_dropout():
-    model = tiny(dropout=0.5)
+    with brought_from_outside():
+        register()
+        model = nnx.jit(lambda: eca_jax.create_model("eca_resnet10", rngs=nnx.Rngs(0), dropout=0.5, **SMALL))()
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
+    call = nnx.jit(lambda model, x, seed: model(x, rngs=nnx.Rngs(jax.random.key(seed))))
     before = np.asarray(model.bn1.mean[...])
-    a, b = model(x, rngs=nnx.Rngs(1)), model(x, rngs=nnx.Rngs(2))
+    a, b = call(model, x, 1), call(model, x, 2)
     assert not np.allclose(a, b)
     assert not np.array_equal(before, model.bn1.mean[...])
     model.eval()
     before = np.asarray(model.bn1.mean[...])
-    np.testing.assert_array_equal(model(x), model(x))
+    np.testing.assert_array_equal(call(model, x, 1), call(model, x, 2))
     np.testing.assert_array_equal(before, model.bn1.mean[...])
 
 
-def initialised(name, **options):
-    """A model with weights, in one compiled call."""
-    return nnx.jit(lambda: eca_jax.create_model(name, rngs=nnx.Rngs(0), **options))()
+def initial(name, pick, **options):
+    """What `pick` takes of a model with weights; nothing else is computed."""
+    return jax.jit(lambda: pick(eca_jax.create_model(name, rngs=nnx.Rngs(0), **options)))()
 
 
 def test_initialisation_of_resnet_is_the_authors():
     """Convolutions normal with std sqrt(2 / (k k c_out)), norm weights 1 (the last ones too), linear uniform."""
-    model = initialised("eca_resnet50", num_classes=100)
-    for conv, k, c_out in [(model.conv1, 7, 64), (model.layer2[0].conv2, 3, 128), (model.layer4[2].conv3, 1, 2048)]:
-        np.testing.assert_allclose(np.asarray(conv.kernel[...]).std(), math.sqrt(2 / (k * k * c_out)), rtol=0.05)
-    assert np.all(np.asarray(model.layer1[0].bn3.scale[...]) == 1)
-    weights = np.asarray(model.fc.kernel[...])
+
+    def pick(model):
+        convs = (model.conv1, model.layer2[0].conv2, model.layer4[2].conv3)
+        return [conv.kernel[...] for conv in convs], model.layer1[0].bn3.scale[...], model.fc.kernel[...]
+
+    kernels, scale, weights = initial("eca_resnet50", pick, num_classes=100)
+    for kernel, k, c_out in zip(kernels, (7, 3, 1), (64, 128, 2048), strict=True):
+        np.testing.assert_allclose(np.asarray(kernel).std(), math.sqrt(2 / (k * k * c_out)), rtol=0.05)
+    assert np.all(np.asarray(scale) == 1)
+    weights = np.asarray(weights)
     assert np.abs(weights).max() <= 2048**-0.5
     np.testing.assert_allclose(weights.std(), 2048**-0.5 / math.sqrt(3), rtol=0.05)
 
 
 def test_initialisation_of_mobilenet_is_the_authors():
     """Depthwise convolutions count the whole kernel's outputs, as PyTorch's fan_out does; linear normal 0.01."""
-    model = initialised("eca_mobilenet_v2")
-    depthwise = np.asarray(model.blocks[14].depthwise.conv.kernel[...])
-    np.testing.assert_allclose(depthwise.std(), math.sqrt(2 / (9 * 960)), rtol=0.05)
-    np.testing.assert_allclose(np.asarray(model.classifier.kernel[...]).std(), 0.01, rtol=0.05)
-    assert model.dropout.rate == 0.25
+
+    def pick(model):
+        return model.blocks[14].depthwise.conv.kernel[...], model.classifier.kernel[...]
+
+    depthwise, weights = initial("eca_mobilenet_v2", pick)
+    np.testing.assert_allclose(np.asarray(depthwise).std(), math.sqrt(2 / (9 * 960)), rtol=0.05)
+    np.testing.assert_allclose(np.asarray(weights).std(), 0.01, rtol=0.05)
+    assert abstract("eca_mobilenet_v2").dropout.rate == 0.25
 
 
 def test_released_kernel_sizes_of_mobilenet_follow_the_width():
@@ -280,7 +288,7 @@ def test_released_kernel_sizes_of_mobilenet_follow_the_width():
 
 @pytest.mark.parametrize("name", ["eca_resnet18", "mobilenet_v2"])
 def test_stochastic_depth_grows_linearly_and_leaves_whole_branches_out(name):
-    model = eca_jax.create_model(name, num_classes=10, width_multiplier=0.125, drop_path=0.25, rngs=nnx.Rngs(0))
+    model = abstract(name, num_classes=10, width_multiplier=0.125, drop_path=0.25)
     rates = [module.drop_path.rate for _, module in nnx.iter_modules(model) if hasattr(module, "drop_path")]
     np.testing.assert_allclose(rates, np.arange(len(rates)) * 0.25 / (len(rates) - 1), atol=1e-12)
     last = next(module for _, module in nnx.iter_modules(model) if getattr(module, "rate", None) == 0.25)
@@ -433,7 +441,8 @@ def test_randomness_without_random_numbers_is_answered_in_one_line(name, option)
     ("name", "train"), [("eca_resnet18", True), pytest.param("se_mobilenet_v2", False, marks=pytest.mark.slow)]
 )
 def test_tabulate_works_and_models_after_it(name, train):
-    model = initialised(name, num_classes=5, width_multiplier=0.125, dropout=0.0)
+    options = {"num_classes": 5, "width_multiplier": 0.125, "dropout": 0.0}
+    model = nnx.jit(lambda: eca_jax.create_model(name, rngs=nnx.Rngs(0), **options))()
     (model.train if train else model.eval)()
     x = jnp.zeros((2, 32, 32, 3))
     total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
