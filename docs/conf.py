@@ -54,7 +54,7 @@ napoleon_numpy_docstring = False
 html_theme = "sphinx_book_theme"
 html_title = "eca_jax"
 html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_css_files, html_js_files = ["site.css"], ["site.js"]
 html_theme_options = {
     "show_toc_level": 2,
     "navbar_persistent": [],  # the search is in the sidebar

@@ -26,9 +26,12 @@ def public_names(source: str) -> Iterator[str]:
 
 
 def homes() -> dict[str, str]:
-    """'package.name' -> the same, or the first package's in which this object is already."""
+    """'package.name' -> where this object is documented: in the deepest package that has it.
+
+    So all that a module defines is on one page, as the links from its source to the reference need it.
+    """
     seen, found = {}, {}
-    for package, names in packages().items():
+    for package, names in sorted(packages().items(), key=lambda item: -item[0].count(".")):
         module = importlib.import_module(package)
         for name in names:
             path = f"{package}.{name}"
