@@ -97,7 +97,7 @@ class Informed(ChannelGate):
 
 
 class Identity(nnx.Module):
-    """No attention: the plain network."""
+    """No attention: the plain network. Gives what it is given, (b, ..., c)."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return x

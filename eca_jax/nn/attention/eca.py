@@ -107,9 +107,10 @@ def slide(s: jax.Array, kernel: jax.Array, *, circular: bool = False) -> jax.Arr
 class ECA(ChannelGate):
     """Efficient channel attention: sigmoid(conv1d(s)), one kernel of k weights slid over the channels (equation 9).
 
-    It has no bias and does not flip the kernel. The channels are padded with zeros, or with `circular` they wrap
-    around. The paper's Figure 3 omits the sigmoid; its equation and the authors' code have it. It stands after the last
-    batch norm of the branch. Its gates start near 0.5; the kernel starts as PyTorch's Conv1d does.
+    Maps (b, ..., c) to the same shape and dtype. It has no bias and does not flip the kernel. The channels are padded
+    with zeros, or with `circular` they wrap around. The paper's Figure 3 omits the sigmoid; its equation and the
+    authors' code have it. It stands after the last batch norm of the branch. Its gates start near 0.5; the kernel
+    starts as PyTorch's Conv1d does.
 
     Args:
       kernel_size: k, an odd number; None is the formula's, `adaptive_kernel_size(channels)`.
@@ -135,7 +136,10 @@ class ECA(ChannelGate):
 
 
 class ECA_NS(ChannelGate):
-    """ECA without sharing: every channel has a kernel of its own, k * c weights (the paper's ablation, Table 2)."""
+    """ECA without sharing: every channel has a kernel of its own, k * c weights (the paper's ablation, Table 2).
+
+    Maps (b, ..., c) to the same shape and dtype.
+    """
 
     def __init__(self, channels: int, kernel_size: int, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
         _check_kernel_size(kernel_size)

@@ -110,7 +110,8 @@ def upsampled(x: jax.Array, sides: Sequence[int]) -> jax.Array:
 class GE_Minus(ChannelGate):
     """Gather-excite theta- of the whole map: sigmoid(s), without parameters; the same as `SE_Var1`.
 
-    The original is models/RN50-GEPF.prototxt. Its gates start near 0.5, where an average is near 0.
+    Maps (b, ..., c) to the same shape and dtype. The original is models/RN50-GEPF.prototxt. Its gates start near 0.5,
+    where an average is near 0.
     """
 
     def gate(self, s: jax.Array) -> jax.Array:
@@ -239,8 +240,9 @@ class GE(nnx.Module):
 class GE_Plus(GE):
     """Gather-excite theta+: x times sigmoid(W2 relu(W1 relu(gather(x)) + b1) + b2), with the gather of `GE`.
 
-    The layers with c / 16 channels between are those of SE; they start normal with std 0.01, biases with 0, so the
-    gates start at 0.5 (models/RN50-GEPP.prototxt). 8,080,560 parameters on ResNet-50 at 224 pixels.
+    Maps (b, h, w, c) to the same shape and dtype. The layers with c / 16 channels between are those of SE; they start
+    normal with std 0.01, biases with 0, so the gates start at 0.5 (models/RN50-GEPP.prototxt). 8,080,560 parameters on
+    ResNet-50 at 224 pixels.
     """
 
     def __init__(

@@ -39,10 +39,11 @@ class GCT(nnx.Module):
 class GCTConv(Conv):
     """`Conv` with a `GCT` on its input, as in the networks of GCT's authors: before every convolution.
 
-    On ResNet-50 these are 53, the stem's (on the image) and the shortcuts' among them, with 3 * 22,531 = 67,593
-    weights. The authors' PyTorch network has the stride in the first 1x1 convolution of a bottleneck, ours in the 3x3.
-    Their paper leaves beta out of the weight decay (`optim.decay_vectors=False` leaves out alpha, gamma and batch norms
-    as well); with it, as by default here, the authors' ResNet-50 later came out better (77.7% against 77.3%).
+    Maps (b, h, w, c) to (b, h, w, features). On ResNet-50 these are 53, the stem's (on the image) and the shortcuts'
+    among them, with 3 * 22,531 = 67,593 weights. The authors' PyTorch network has the stride in the first 1x1
+    convolution of a bottleneck, ours in the 3x3. Their paper leaves beta out of the weight decay
+    (`optim.decay_vectors=False` leaves out alpha, gamma and batch norms as well); with it, as by default here, the
+    authors' ResNet-50 later came out better (77.7% against 77.3%).
     """
 
     def __init__(self, in_features: int, *args: Any, **options: Any):

@@ -52,9 +52,10 @@ def hidden_width(channels: int, reduction: int = 16, divisor: int | None = None)
 class SE(ChannelGate):
     """Squeeze and excitation: sigmoid(W2 relu(W1 s)) with `hidden` channels between (Hu et al., CVPR 2018).
 
-    It stands after the last batch norm of the branch, as in the original. Its gates start near 0.5. Weights and biases
-    start as PyTorch's Linear does. Without biases it is the one in the ECA-Net paper, 2,514,944 parameters on
-    ResNet-50; Hu's (SENet, models/SE-ResNet-50.prototxt) and timm's SEModule have biases, 2,530,992.
+    Maps (b, ..., c) to the same shape and dtype. It stands after the last batch norm of the branch, as in the original.
+    Its gates start near 0.5. Weights and biases start as PyTorch's Linear does. Without biases it is the one in the
+    ECA-Net paper, 2,514,944 parameters on ResNet-50; Hu's (SENet, models/SE-ResNet-50.prototxt) and timm's SEModule
+    have biases, 2,530,992.
 
     Args:
       hidden: None is channels / 16. `hidden_width` computes other widths, such as timm's.
@@ -80,9 +81,10 @@ class SE(ChannelGate):
 class ESE(ChannelGate):
     """Effective SE: hard_sigmoid(W s + b), one layer of c x c weights; hard_sigmoid(z) = min(max(z + 3, 0), 6) / 6.
 
-    From CenterMask (Lee and Park, CVPR 2020), where it stands at the end of VoVNetV2's stages; here after the last
-    batch norm of the branch, as timm's EffectiveSEModule (layers/squeeze_excite.py) in ResNets. Its gates start near
-    0.5. Weights and biases start as PyTorch's Linear does. 20,134,656 parameters on ResNet-50.
+    Maps (b, ..., c) to the same shape and dtype. It is from CenterMask (Lee and Park, CVPR 2020), where it stands at the
+    end of VoVNetV2's stages; here after the last batch norm of the branch, as timm's EffectiveSEModule
+    (layers/squeeze_excite.py) in ResNets. Its gates start near 0.5. Weights and biases start as PyTorch's Linear does.
+    20,134,656 parameters on ResNet-50.
     """
 
     def __init__(self, channels: int, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
@@ -95,7 +97,8 @@ class ESE(ChannelGate):
 class SE_Var1(ChannelGate):
     """sigmoid(s), without parameters (ECA-Net, CVPR 2020, Table 2).
 
-    It stands after the last batch norm of the branch. Its gates start near 0.5, where an average is near 0.
+    Maps (b, ..., c) to the same shape and dtype. It stands after the last batch norm of the branch. Its gates start
+    near 0.5, where an average is near 0.
     """
 
     def gate(self, s: jax.Array) -> jax.Array:
@@ -105,16 +108,15 @@ class SE_Var1(ChannelGate):
 class SE_GC(ChannelGate):
     """sigmoid(W s), W block-diagonal: one grouped layer without bias, ReLU or reduction (ECA-Net, CVPR 2020, Table 2).
 
-    Every group of c / groups channels has weights of its own, c^2 / groups in all, from which only the gates of the
-    same group are computed. The paper names these, with the parameters they add to ResNet-50:
+    Maps (b, ..., c) to the same shape and dtype. Every group of c / groups channels has weights of its own, c^2 /
+    groups in all, from which only the gates of the same group are computed. The paper names these, with the parameters
+    they add to ResNet-50:
 
-    | kind | groups | parameters |
-    |---|---|---|
-    | `se_var2` | c, so one weight for every channel | 15,104 |
-    | `se_var3` | 1, so a dense layer | 20,119,552 |
-    | `se_gc1` | 16 | 1,257,472 |
-    | `se_gc2` | c / 16 | 241,664 |
-    | `se_gc3` | c / 8 | 120,832 |
+    - `se_var2`: c groups, so one weight for every channel; 15,104 parameters
+    - `se_var3`: 1 group, so a dense layer; 20,119,552
+    - `se_gc1`: 16 groups; 1,257,472
+    - `se_gc2`: c / 16 groups; 241,664
+    - `se_gc3`: c / 8 groups; 120,832
 
     Some of them are the same at some widths: `se_gc1` is `se_var2` on 16 channels, `se_gc3` on 128, and `se_gc2` on
     256; on 16 channels `se_gc2` is `se_var3`, on 8 channels `se_gc3` is.
