@@ -4,7 +4,8 @@ float64, so that what differs is roundings of 1e-16 that training amplifies, and
 docs/porting.md is this run's: `python -m tests.parity.test_trajectory`.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,15 +92,23 @@ def run_pytorch(begin: Snapshot, first: int = 0) -> Run:
     return Run(losses, snapshots)
 
 
-def run_jax(begin: Snapshot, first: int = 0) -> Run:
-    """With the step that `train.py` runs."""
+@functools.cache
+def our_step() -> tuple[nnx.GraphDef, Any, Any]:
+    """The network in training mode, the optimiser, and the step that `train.py` runs, which compiles once."""
     config = Config(model=ModelConfig(name="eca_resnet18", width_multiplier=1 / DIVISOR, dtype="float64"), optim=OPTIM)
-    model = from_state_dict(begin.tensors, **authors.FLOAT64)
+    model = from_state_dict(start().tensors, **authors.FLOAT64)
     graphdef_eval = nnx.graphdef(model)
     model.train()
-    graphdef, params, batch_stats = split(model)
+    graphdef = split(model)[0]
     rate = learning_rate(OPTIM, num_examples=HALF * BATCH, batch_size=BATCH, total_steps=STEPS)
     optimizer = make_optimizer(OPTIM, rate)
+    return graphdef, optimizer, jax.jit(make_train_step(config, Network(graphdef, graphdef_eval), optimizer))
+
+
+def run_jax(begin: Snapshot, first: int = 0) -> Run:
+    graphdef, optimizer, train_step = our_step()
+    model = from_state_dict(begin.tensors, **authors.FLOAT64)
+    _, params, batch_stats = split(model)
     decay, trace, schedule = optimizer.init(params)
     if begin.momentum is not None:
         trace = trace._replace(trace=momentum_from_state_dict(model, begin.momentum, "ecanet"))
@@ -109,11 +118,10 @@ def run_jax(begin: Snapshot, first: int = 0) -> Run:
         params=params,
         batch_stats=batch_stats,
         opt_state=(decay, trace, schedule),
-        sums=zero_sums(config.task.sums),
+        sums=zero_sums(Config().task.sums),
         skipped=jnp.int32(0),
         last_skipped=jnp.int32(-1),
     )
-    train_step = jax.jit(make_train_step(config, Network(graphdef, graphdef_eval), optimizer))
     losses, snapshots = [], {}
     for step, batch in list(enumerate(batches()))[first:]:
         state, loss = train_step(state, jax.tree.map(jnp.asarray, batch))
