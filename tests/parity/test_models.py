@@ -85,7 +85,7 @@ def fill(model: Backbone) -> None:
     """Other random numbers than the state dict's: a negative zero and a subnormal one among them; variances above 0."""
     rng = np.random.default_rng(1)
     for leaf in leaves(model):
-        value = rng.normal(size=leaf.variable.shape).astype(np.float32)
+        value = rng.standard_normal(leaf.variable.shape, np.float32)
         value = np.abs(value) if leaf.name == "var" else value
         value.flat[0], value.flat[-1] = -0.0, np.float32(1e-42)
         leaf.variable.set_value(jnp.asarray(value))
