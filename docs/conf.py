@@ -4,11 +4,12 @@ import os
 import pathlib
 import shutil
 import sys
-import urllib.request
 
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import inventories  # noqa: E402
 
 from eca_jax.version import __version__  # noqa: E402
 
@@ -80,33 +81,14 @@ html_show_sourcelink = False
 copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True
 
-OTHERS = {
-    "python": "https://docs.python.org/3/",
-    "numpy": "https://numpy.org/doc/stable/",
-    "jax": "https://docs.jax.dev/en/latest/",
-    "flax": "https://flax.readthedocs.io/en/latest/",
-    "optax": "https://optax.readthedocs.io/en/latest/",
-    "matplotlib": "https://matplotlib.org/stable/",
-}
-
-
-def inventories(others: dict[str, str], into: pathlib.Path) -> dict[str, tuple[str, str]]:
-    """Fetches what other projects' sites document; a site that cannot be reached is left out, and named.
-
-    Sphinx itself would warn, and a build without a network could not hold warnings to be errors.
-    """
-    found = {}
-    into.mkdir(parents=True, exist_ok=True)
-    for name, url in others.items():
-        path = into / f"{name}.inv"
-        try:
-            with urllib.request.urlopen(f"{url}objects.inv", timeout=10) as answer:
-                path.write_bytes(answer.read())
-        except OSError as error:
-            print(f"no links to {name}: {url}objects.inv: {error}")
-        else:
-            found[name] = (url, str(path))
-    return found
-
-
-intersphinx_mapping = inventories(OTHERS, HERE / "_build" / "inventories")
+intersphinx_mapping = inventories.fetch(
+    {
+        "python": "https://docs.python.org/3/",
+        "numpy": "https://numpy.org/doc/stable/",
+        "jax": "https://docs.jax.dev/en/latest/",
+        "flax": "https://flax.readthedocs.io/en/latest/",
+        "optax": "https://optax.readthedocs.io/en/latest/",
+        "matplotlib": "https://matplotlib.org/stable/",
+    },
+    HERE / "_build" / "inventories",
+)

@@ -88,6 +88,16 @@ def test_links_to_files_of_the_repository():
     )
 
 
+def test_inventories_of_other_sites(tmp_path, capsys):
+    """Those that can be reached are fetched, the others are named."""
+    (tmp_path / "objects.inv").write_bytes(b"an inventory")
+    here, away = f"{tmp_path.as_uri()}/", f"{tmp_path.as_uri()}/away/"
+    found = module("inventories").fetch({"here": here, "away": away}, tmp_path / "build")
+    assert found == {"here": (here, str(tmp_path / "build" / "here.inv"))}
+    assert pathlib.Path(found["here"][1]).read_bytes() == b"an inventory"
+    assert f"no links to away: {away}objects.inv" in capsys.readouterr().out
+
+
 def test_table_of_models():
     table = module("model_table", DOCS)
     rows = [line for line in table.PAGE.read_text().splitlines() if line.startswith("| `")]

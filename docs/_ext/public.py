@@ -10,15 +10,19 @@ from sphinx.util.docutils import SphinxDirective
 
 
 def documented(package: str) -> Iterator[str]:
-    """The reStructuredText of a package: its own docstring, then every name, those that are elsewhere as links."""
+    """The reStructuredText of a package: its own docstring, every name, and links to those that are on other pages."""
     module = importlib.import_module(package)
+    places = homes()
     yield from (f".. automodule:: {package}", "   :no-members:", "")
+    elsewhere = {
+        name: home for name in packages()[package] if (home := places[f"{package}.{name}"]) != f"{package}.{name}"
+    }
     for name in packages()[package]:
-        path, home = f"{package}.{name}", homes()[f"{package}.{name}"]
-        if path != home:
-            yield from (f".. py:data:: {name}", "   :no-index:", "", f"   The same as :py:obj:`{home}`.", "")
-        else:
-            yield from (f".. {directive(getattr(module, name))}:: {path}", "")
+        if name not in elsewhere:
+            yield from (f".. {directive(getattr(module, name))}:: {package}.{name}", "")
+    if elsewhere:
+        yield "Also here, from the packages below it: "
+        yield ", ".join(f":py:obj:`{package}.{name} <{home}>`" for name, home in elsewhere.items())
 
 
 def directive(thing: Any) -> str:

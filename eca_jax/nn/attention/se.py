@@ -81,8 +81,8 @@ class SE(ChannelGate):
 class ESE(ChannelGate):
     """Effective SE: hard_sigmoid(W s + b), one layer of c x c weights; hard_sigmoid(z) = min(max(z + 3, 0), 6) / 6.
 
-    Maps (b, ..., c) to the same shape and dtype. It is from CenterMask (Lee and Park, CVPR 2020), where it stands at the
-    end of VoVNetV2's stages; here after the last batch norm of the branch, as timm's EffectiveSEModule
+    Maps (b, ..., c) to the same shape and dtype. It is from CenterMask (Lee and Park, CVPR 2020), where it stands at
+    the end of VoVNetV2's stages; here after the last batch norm of the branch, as timm's EffectiveSEModule
     (layers/squeeze_excite.py) in ResNets. Its gates start near 0.5. Weights and biases start as PyTorch's Linear does.
     20,134,656 parameters on ResNet-50.
     """
