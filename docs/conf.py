@@ -64,17 +64,7 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
-    **(
-        {
-            "repository_url": repository_url,
-            "path_to_docs": "docs",
-            "use_repository_button": True,
-            "use_edit_page_button": True,
-            "launch_buttons": {"colab_url": "https://colab.research.google.com"},
-        }
-        if REPOSITORY
-        else {}
-    ),
+    **({"repository_url": repository_url, "use_repository_button": True} if REPOSITORY else {}),
 }
 html_copy_source = False
 html_show_sourcelink = False

@@ -43,6 +43,10 @@ ARRAYS = re.compile(r"\b(Array|ArrayLike|ndarray)\b")
 def test_public_names_are_those_that_are_imported_as_themselves():
     source = "import os\nfrom a import b\nfrom a import c as c, d as e\nfrom v import __version__ as __version__\n"
     assert list(names.public_names(source)) == ["c"]
+
+
+def test_names_are_documented_in_the_deepest_package():
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
     assert names.homes()["eca_jax.nn.ECA"] == "eca_jax.nn.attention.ECA"
     assert names.homes()["eca_jax.create_model"] == "eca_jax.create_model"
 
@@ -56,6 +60,8 @@ def test_every_package_has_a_page():
 @pytest.mark.parametrize(("package", "name"), PUBLIC)
 def test_docstrings_say_shapes(package, name):
     """Where a function or the call of a module takes or gives arrays, a docstring has a shape, such as (b, h, w, c)."""
+    if package == "eca_jax.plots":
+        pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
     thing = getattr(importlib.import_module(package), name)
     if not callable(thing):
         return
