@@ -80,6 +80,8 @@ def test_markdown_of_docstrings():
     assert to_rst("`ChannelGate`s of `a + b` for x") == ":py:obj:`ChannelGate`\\ s of ``a + b`` for x"
     assert to_rst("|log2(c)|_odd * 2, conv_k and w_ end") == "\\|log2(c)\\|_odd \\* 2, conv_k and w\\_ end"
     assert to_rst("``code`` stays") == "``code`` stays"
+    lines = ["`x` is", "text", "", "  >>> 2 * `3`", "  6 * 1", "", "a * b"]
+    assert module("docstrings").converted(lines) == [":py:obj:`x` is", *lines[1:-1], "a \\* b"]
 
 
 def test_links_to_files_of_the_repository():

@@ -1,6 +1,8 @@
 """Sphinx extension: docstrings of this package, whose inline markup is Markdown's, as reStructuredText."""
 
+import itertools
 import re
+from collections.abc import Iterator
 from typing import Any
 
 CODE = re.compile(r"(?<![`\\:])`([^`]+)`(?![`_])")
@@ -23,9 +25,23 @@ def to_rst(text: str) -> str:
     return "".join(parts)
 
 
+def converted(lines: list[str]) -> list[str]:
+    """The lines of a docstring by `to_rst`, but examples (from `>>>` to an empty line), which are the same in both."""
+    parts = itertools.groupby(zip(_in_examples(lines), lines, strict=True), key=lambda pair: pair[0])
+    texts = [(example, "\n".join(line for _, line in pairs)) for example, pairs in parts]
+    return "\n".join(text if example else to_rst(text) for example, text in texts).split("\n")
+
+
+def _in_examples(lines: list[str]) -> Iterator[bool]:
+    inside = False
+    for line in lines:
+        inside = line.lstrip().startswith(">>>") or (inside and bool(line.strip()))
+        yield inside
+
+
 def _process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Before napoleon, which reads the sections."""
-    lines[:] = to_rst("\n".join(lines)).splitlines()
+    lines[:] = converted(lines)
 
 
 def setup(app: Any) -> dict[str, bool]:
