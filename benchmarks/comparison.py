@@ -274,14 +274,14 @@ def plan(names: Sequence[str], seeds: int) -> list[Wanted]:
 
 
 def hours_left(left: Sequence[Wanted], rows: dict[str, dict]) -> float:
-    """By the rows of the same case, else of the same experiment."""
+    """By the times of the same case, else of the same experiment, else of all; NaN where none is known."""
     known: dict[tuple[str, str], list[float]] = {}
     for row in rows.values():
         if row["seconds"] is not None:
             for case in (row["case"], ""):
                 known.setdefault((row["experiment"], case), []).append(row["seconds"])
     every = [seconds for times in known.values() for seconds in times]
-    times = [known.get((row.name, row.case.label)) or known.get((row.name, "")) or every for row in left]
+    times = [known.get((row.name, row.case.label)) or known.get((row.name, "")) or every or [np.nan] for row in left]
     return sum(statistics.median(those) for those in times) / 3600
 
 

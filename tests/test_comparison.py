@@ -58,6 +58,14 @@ def test_a_line_that_was_cut_off_is_no_row(tmp_path):
     assert list(comparison.read_rows(path)) == ["a", "c"]
 
 
+def test_what_is_left_takes_as_long_as_what_was_done():
+    left = comparison.plan(["fashion_mnist"], seeds=1)
+    known = {"a": {"experiment": "fashion_mnist", "case": "none", "seconds": 360.0}}
+    known |= {"b": {"experiment": "fashion_mnist", "case": "none", "seconds": None}}
+    assert comparison.hours_left(left, known) == pytest.approx(len(left) * 0.1)
+    assert np.isnan(comparison.hours_left(left, {"b": known["b"]})), "a run that was continued says nothing"
+
+
 def test_a_table_has_the_runs_that_are_there(tmp_path):
     experiment = comparison.experiments()["fashion_mnist"]
     rows = {}
