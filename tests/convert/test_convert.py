@@ -192,12 +192,13 @@ def test_what_a_source_would_compute_differently_is_refused(name, options, sourc
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, data_dir):
+def run(tmp_path_factory, data_dir, small_backbones):
     from eca_jax.training import train
     from tests.training.test_loop import CONFIG
 
-    # The run of tests/training/test_loop.py, so that one of the two compiles nothing.
-    config = dataclasses.replace(CONFIG, workdir=str(tmp_path_factory.mktemp("run") / "run"))
+    # A ResNet, whose momentum and stem convert, of a block a stage.
+    model = dataclasses.replace(CONFIG.model, name="eca_resnet10")
+    config = dataclasses.replace(CONFIG, model=model, workdir=str(tmp_path_factory.mktemp("run") / "run"))
     train(config)
     return config
 
@@ -208,7 +209,7 @@ def test_a_run_is_loaded_converted_exported_and_used(run, tmp_path, capsys):
     model, _, _ = load_run(run.workdir)
     file = tmp_path / "m.safetensors"
     line = convert(run.workdir, file)
-    assert line.startswith("eca_resnet18 of eca_jax: attention eca, kernel sizes released, 10 classes, small_stem True")
+    assert line.startswith("eca_resnet10 of eca_jax: attention eca, kernel sizes released, 10 classes, small_stem True")
     for loaded in (eca_jax.load_pretrained(run.workdir), eca_jax.load_pretrained(file)):
         assert equal(loaded, model)
         assert loaded.preprocess == run.task.preprocess
@@ -218,11 +219,11 @@ def test_a_run_is_loaded_converted_exported_and_used(run, tmp_path, capsys):
     data, _ = open_source("digits", "test")[0]
     (tmp_path / "digit.png").write_bytes(data)
     outputs = []
-    for where in (["--run", run.workdir], ["--weights", str(file), "--model", "eca_resnet18"]):
+    for where in (["--run", run.workdir], ["--weights", str(file), "--model", "eca_resnet10"]):
         assert cli.main(["predict", *where, str(tmp_path / "digit.png")]) == 0
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1]
-    assert cli.main(["predict", "--model", "eca_resnet18", str(tmp_path / "digit.png")]) == 2
+    assert cli.main(["predict", "--model", "eca_resnet10", str(tmp_path / "digit.png")]) == 2
     assert "goes with --weights" in capsys.readouterr().err
     assert cli.main(["export", str(file), str(tmp_path / "m.stablehlo"), "--platforms", "cpu"]) == 0
     assert (tmp_path / "m.stablehlo").stat().st_size > 10_000
