@@ -53,16 +53,18 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
 
 LONGEST = (
     "test_step.py",
-    "test_convert.py",
-    "test_models.py",
-    "test_plugins.py",
     "test_loop.py",
-    "test_cli.py",
+    "test_models.py",
+    "test_trajectory.py",
+    "test_faults.py",
+    "test_tail.py",
+    "test_convert.py",
     "test_multi_label.py",
+    "test_plugins.py",
+    "test_cli.py",
     "test_evaluate.py",
     "test_derivatives.py",
     "test_cluster_tasks.py",
-    "test_faults.py",
     "test_resume.py",
 )
 """Files to begin with, so that two workers end together. (By itself `--dist=loadfile` begins with those of most tests,
