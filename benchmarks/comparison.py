@@ -412,6 +412,11 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
+def with_half(mean: str, half: float) -> str:
+    """'92.61 ± 0.20'; of one value, which has no interval, the mean alone."""
+    return mean if np.isnan(half) else f"{mean} ± {half:.2f}"
+
+
 def to_table(name: str, experiment: Experiment, rows: dict[str, dict], costs: dict[str, dict]) -> Table:
     """What is known of an experiment: a line for each case, those without a run left out."""
     scores = scores_of(experiment, rows)
@@ -427,7 +432,7 @@ def to_table(name: str, experiment: Experiment, rows: dict[str, dict], costs: di
             (
                 case.label,
                 str(len(own)),
-                f"{mean:.2f} ± {half:.2f}",
+                with_half(f"{mean:.2f}", half),
                 paired(own, scores[case.reference]) if case.label != case.reference else "-",
                 f"{counts.parameters:,}",
                 f"{counts.multiply_adds / 1e6:.2f} M",
@@ -452,7 +457,7 @@ def scores_of(experiment: Experiment, rows: dict[str, dict]) -> dict[str, dict[i
 def paired(own: dict[int, float], reference: dict[int, float]) -> str:
     """The mean of the differences of the same seeds, and half of its interval."""
     mean, half = interval([own[seed] - reference[seed] for seed in own if seed in reference])
-    return f"{mean:+.2f} ± {half:.2f}"
+    return with_half(f"{mean:+.2f}", half)
 
 
 def show(args: argparse.Namespace) -> None:

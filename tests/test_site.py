@@ -91,6 +91,7 @@ def test_links_to_files_of_the_repository():
     assert links.rewritten(text, "") == (
         "[a](../configs/digits.py) all [b](contributing.md#add-a-task) [n](notebooks/x.ipynb) [d](data.md)"
     )
+    assert links.rewritten("[p](../docs/data.md#splits)", "") == "[p](../data.md#splits)"
     assert links.rewritten(text, "https://host/o/r").startswith(
         "[a](https://host/o/r/blob/main/configs/digits.py) [all](https://host/o/r/tree/main/configs) [b]("
     )

@@ -20,6 +20,8 @@ def rewritten(text: str, repository: str) -> str:
         path, heading = found["path"], found["heading"] or ""
         if path in PAGES or path.startswith("notebooks/"):  # which conf.py copies below docs/
             return f"[{found['text']}]({PAGES.get(path, path)}{heading})"
+        if path.startswith("docs/"):  # from a notebook, which the site has below docs/
+            return f"[{found['text']}](../{path.removeprefix('docs/')}{heading})"
         is_directory = (ROOT / path).is_dir()
         if repository:
             return f"[{found['text']}]({repository}/{'tree' if is_directory else 'blob'}/main/{path}{heading})"
