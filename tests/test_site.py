@@ -111,7 +111,8 @@ def test_table_of_models():
     table = module("model_table", DOCS)
     rows = [line for line in table.PAGE.read_text().splitlines() if line.startswith("| `")]
     cells = {row[0].strip("`"): row for row in ([cell.strip() for cell in line.strip("|").split("|")] for line in rows)}
-    assert list(cells) == eca_jax.list_models()
+    brought = ("tiny", "resnet10")  # which other tests of the process may have registered
+    assert list(cells) == [name for name in eca_jax.list_models() if not name.endswith(brought)]
     assert tuple(cells["eca_resnet18"]) == table.line("eca_resnet18")
     assert cells["eca_resnet50"][3:5] == ["3 5 5 7", "77.48 / 93.68"]
     listed = {model for model, _, _ in table.published_weights()}

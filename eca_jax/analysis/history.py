@@ -22,8 +22,8 @@ def read_history(run: str | pathlib.Path) -> History:
     Returns:
       `history["train"]` has the rows of the log ('step', 'epoch', 'lr' and what the task's loss reports, averaged over
       the steps since the row before), `history["eval"]` those of the evaluations ('step', 'epoch' and the scores). Each
-      is a dict of arrays, 'step' int64 and the others float64, of one value a row, in the order of the steps; a value
-      that was not finite is NaN. A kind of which there is no row yet has no columns.
+      is a dict of arrays (n,), 'step' int64 and the others float64, of one value a row, in the order of the steps; a
+      value that was not finite is NaN. A kind of which there is no row yet has no columns.
 
     Raises:
       EcaJaxError: the directory or its metrics.jsonl is not there, or a line of that is damaged, which is said.

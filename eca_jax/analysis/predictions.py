@@ -31,10 +31,10 @@ def most_certain(logits: np.ndarray, count: int = 9, *, labels: np.ndarray | Non
     Args:
       logits: (n, k).
       count: at most so many.
-      labels: (n), the class of each image whose probability counts; None is the class that the network gives it.
+      labels: (n,), the class of each image whose probability counts; None is the class that the network gives it.
 
     Returns:
-      Numbers of images, int64, (min(n, count)); of images with the same probability the first come first.
+      Numbers of images, int64, (min(n, count),); of images with the same probability the first come first.
 
     Raises:
       EcaJaxError: the logits are not finite or have another shape, or a label is no class.
@@ -47,7 +47,16 @@ def least_certain(logits: np.ndarray, count: int = 9, *, labels: np.ndarray | No
 
     With the true `labels` these are the worst mistakes; without, the images between which classes it wavers.
 
-    Args, returns and raises: as `most_certain`.
+    Args:
+      logits: (n, k).
+      count: at most so many.
+      labels: (n,), as of `most_certain`.
+
+    Returns:
+      Numbers of images, int64, (min(n, count),); of images with the same probability the first come first.
+
+    Raises:
+      EcaJaxError: as `most_certain`.
     """
     return np.argsort(_log_probabilities(logits, labels), kind="stable")[: _count(count)]
 

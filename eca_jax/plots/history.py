@@ -23,7 +23,7 @@ def plot_history(history: History, column: str = "loss", *, ax: Axes | None = No
     """A column of the log and of the evaluations over the epochs; what was not finite leaves a gap.
 
     Args:
-      history: of `eca_jax.analysis.read_history`.
+      history: of `eca_jax.analysis.read_history`: arrays (n,), of one value a row.
       column: 'loss', 'lr', 'top1' or another of the history's.
       ax: where to draw; None is new axes of a column's width.
 
@@ -47,7 +47,14 @@ def plot_history(history: History, column: str = "loss", *, ax: Axes | None = No
 
 
 def history_figure(history: History) -> Figure:
-    """Panels one below the other: the loss, the score of the evaluations as far as there is one, the learning rate."""
+    """Panels one below the other: the loss, the score of the evaluations as far as there is one, the learning rate.
+
+    Args:
+      history: of `eca_jax.analysis.read_history`: arrays (n,), of one value a row.
+
+    Raises:
+      EcaJaxError: there is no row yet.
+    """
     scores = [name for name in history.get("eval", {}) if name not in NOT_SHOWN]
     columns = [name for name in ("loss", *scores[:1], "lr") if name in _names(history)]
     if not columns:
