@@ -20,9 +20,9 @@ from eca_jax.analysis.gates import (
 )
 from eca_jax.analysis.history import read_history as read_history
 from eca_jax.analysis.paper_flops import paper_flops as paper_flops
+from eca_jax.analysis.pixels import denormalise as denormalise
 from eca_jax.analysis.predictions import (
     confusion_matrix as confusion_matrix,
     least_certain as least_certain,
     most_certain as most_certain,
 )
-from eca_jax.data.preprocess import denormalise as denormalise

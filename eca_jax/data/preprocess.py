@@ -428,12 +428,3 @@ def normalise(image: jax.Array, config: PreprocessConfig, dtype: DTypeLike = jnp
     """uint8 (b, h, w, 3) -> (image / 255 - mean) / std in `dtype`."""
     mean, std = (jnp.asarray(value, dtype) for value in (config.mean, config.std))
     return (image.astype(dtype) / 255 - mean) / std
-
-
-def denormalise(images: jax.Array, config: PreprocessConfig) -> np.ndarray:
-    """Normalised images (b, h, w, 3) -> the pixels of which `normalise` makes them, uint8, to look at.
-
-    What no pixel could be, such as an image that was changed, becomes the nearest one.
-    """
-    pixels = 255 * (np.asarray(images, np.float64) * config.std + config.mean)
-    return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
