@@ -24,7 +24,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from benchmarks.fashion_mnist import DEBIAN, write_images
+from benchmarks.programs import training_step
 from benchmarks.side_by_side import interleave, machine, ratio, seconds, spread
 from eca_jax.analysis import complexity
 from eca_jax.analysis.kernel_sizes import CONFIDENCE, SIZES, Point
@@ -53,7 +54,7 @@ from eca_jax.precompile.hlo import bytes_moved
 from eca_jax.precompile.targets import parse_target, topology_devices
 from eca_jax.sharding import make_mesh, sharded
 from eca_jax.training import load_run, train
-from eca_jax.training.program import build_program, compile_step
+from eca_jax.training.program import build_program
 
 HERE = pathlib.Path(__file__).resolve().parent
 OUT = HERE.parent / "runs/comparison"
@@ -342,25 +343,6 @@ INSIDE_SCALES = {"gct": 1.0, "ba": 0.5, "emca": 1.5}
 """Before the first step, of attentions that have no module of their own: docs/attention.md."""
 
 
-def step_of(config: Config) -> Callable[[], None]:
-    """One training step on this machine's CPU, compiled; it returns when its work is done."""
-    program = build_program(config, make_mesh(jax.devices()[:1]), num_examples=60_000, num_classes=10)
-    state, rng = program.init(), np.random.default_rng(0)
-    shapes = config.task.abstract_batch(config.batch_size, 10)
-    batch = {name: np.ones(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
-    batch["image"] = rng.integers(0, 256, batch["image"].shape, np.uint8)
-    batch["label"] = rng.integers(0, 10, batch["label"].shape, np.int32)
-    examples = jax.device_put(batch, program.batch_sharding)
-    train_step = compile_step(program.train_step, state, examples)
-
-    def step() -> None:
-        nonlocal state
-        state, loss = train_step(state, examples)
-        loss.block_until_ready()
-
-    return step
-
-
 def bytes_of(config: Config) -> int:
     """What the training step moves from and to the memory of a TPU, by XLA:TPU (the extra `tpu`)."""
     (device, *_) = topology_devices(parse_target(TARGET))
@@ -386,7 +368,7 @@ def cost(args: argparse.Namespace) -> None:
     table = experiments()
     for name in args.experiments:
         configs = {case.label: run_of(table[name], case, 0) for case in table[name].cases}
-        steps = {label: step_of(config) for label, config in configs.items()}
+        steps = {label: training_step(config, 10) for label, config in configs.items()}
         for step in steps.values():
             step()
         times = interleave({label: lambda step=step: seconds(step) for label, step in steps.items()}, args.rounds)

@@ -47,15 +47,14 @@ def eca_jax_step(task: str, batch: int, name: str = "eca_resnet50", attention: s
     import numpy as np
     from flax import nnx
 
+    from benchmarks.programs import training_step
     from eca_jax import create_model
     from eca_jax.compiler_options import compiler_options
     from eca_jax.config import Config, ModelConfig
     from eca_jax.nn.attention import AttentionConfig
-    from eca_jax.sharding import make_mesh
-    from eca_jax.training.program import build_program, compile_step
 
-    rng = np.random.default_rng(0)
     if task == "inference":
+        rng = np.random.default_rng(0)
         model = create_model(name, attention=AttentionConfig(attention), rngs=nnx.Rngs(0))
         model.eval()
         images = jax.numpy.asarray(rng.standard_normal((batch, SIZE, SIZE, 3), np.float32))
@@ -63,23 +62,8 @@ def eca_jax_step(task: str, batch: int, name: str = "eca_resnet50", attention: s
         logits = jax.jit(lambda state, images: nnx.merge(graph, state)(images), compiler_options=compiler_options())
         return lambda: logits(state, images).block_until_ready()
 
-    config = Config(batch_size=batch, model=ModelConfig(name=name, attention=AttentionConfig(attention)))
-    program = build_program(config, make_mesh(), num_examples=100 * batch, num_classes=1000)
-    state = program.init()
-    examples = {
-        "image": rng.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8),
-        "label": rng.integers(0, 1000, batch, np.int32),
-        "mask": np.ones(batch, np.float32),
-    }
-    examples = jax.device_put(examples, program.batch_sharding)
-    train_step = compile_step(program.train_step, state, examples)
-
-    def step() -> None:
-        nonlocal state
-        state, loss = train_step(state, examples)
-        loss.block_until_ready()
-
-    return step
+    model = ModelConfig(name=name, attention=AttentionConfig(attention))
+    return training_step(Config(batch_size=batch, model=model), num_classes=1000)
 
 
 def pytorch_step(mode: str, task: str, batch: int) -> Step:
