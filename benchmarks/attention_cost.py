@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from benchmarks.programs import lower_training_step
 from benchmarks.side_by_side import interleave, machine, markdown, ratio, seconds, spread
 from benchmarks.vs_pytorch import eca_jax_step
 from eca_jax import create_model
@@ -34,9 +35,8 @@ from eca_jax.models import list_models
 from eca_jax.nn.attention import ATTENTIONS
 from eca_jax.precompile.hlo import bytes_moved
 from eca_jax.precompile.targets import parse_target, topology_devices
-from eca_jax.sharding import make_mesh, sharded
+from eca_jax.sharding import make_mesh
 from eca_jax.tasks import Classification
-from eca_jax.training.program import build_program
 
 ALL = (*ATTENTIONS, "gct", "ba", "emca")
 TASKS = ("inference", "training")
@@ -58,15 +58,12 @@ def inference(dtype: str, **network: Any) -> tuple[nnx.GraphDef, nnx.State]:
 
 def lower(task: str, device: Any, **network: Any) -> jax.stages.Lowered:
     """The program of one chip."""
-    mesh = make_mesh([device])
     if task == "training":
         model = ModelConfig(dtype="bfloat16", batch_norm_group=64, **network)
         config = Config(batch_size=CHIP_BATCH, model=model, task=Classification(PreprocessConfig(image_size=SIZE)))
-        program = build_program(config, mesh, num_examples=1_281_167, num_classes=1000)
-        batch = sharded(config.task.abstract_batch(CHIP_BATCH, 1000), program.batch_sharding)
-        return program.train_step.lower(program.abstract_state, batch)
+        return lower_training_step(config, 1000, device)
     graphdef, state = inference("bfloat16", **network)
-    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    place = jax.sharding.NamedSharding(make_mesh([device]), jax.sharding.PartitionSpec())
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state)
     images = jax.ShapeDtypeStruct((CHIP_BATCH, SIZE, SIZE, 3), jnp.bfloat16, sharding=place)
     return jax.jit(lambda state, images: nnx.merge(graphdef, state)(images)).lower(state, images)

@@ -29,15 +29,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.stats
 from flax import nnx
 from matplotlib.figure import Figure
 
 from benchmarks.fashion_mnist import DEBIAN, write_images
-from benchmarks.programs import training_step
+from benchmarks.programs import lower_training_step, training_step
 from benchmarks.side_by_side import interleave, machine, ratio, seconds, spread
 from eca_jax.analysis import complexity
-from eca_jax.analysis.kernel_sizes import CONFIDENCE, SIZES, Point
+from eca_jax.analysis.kernel_sizes import SIZES, Point, mean_and_half, to_point
 from eca_jax.analysis.table import Table
 from eca_jax.compilation_cache import keep_compiled_programs
 from eca_jax.config import CheckpointConfig, Config, ModelConfig, load_config
@@ -52,9 +51,7 @@ from eca_jax.nn.pool import max_pool
 from eca_jax.plain import to_plain
 from eca_jax.precompile.hlo import bytes_moved
 from eca_jax.precompile.targets import parse_target, topology_devices
-from eca_jax.sharding import make_mesh, sharded
 from eca_jax.training import load_run, train
-from eca_jax.training.program import build_program
 
 HERE = pathlib.Path(__file__).resolve().parent
 OUT = HERE.parent / "runs/comparison"
@@ -346,10 +343,7 @@ INSIDE_SCALES = {"gct": 1.0, "ba": 0.5, "emca": 1.5}
 def bytes_of(config: Config) -> int:
     """What the training step moves from and to the memory of a TPU, by XLA:TPU (the extra `tpu`)."""
     (device, *_) = topology_devices(parse_target(TARGET))
-    program = build_program(config, make_mesh([device]), num_examples=60_000, num_classes=10)
-    batch = sharded(config.task.abstract_batch(config.batch_size, 10), program.batch_sharding)
-    compiled = program.train_step.lower(program.abstract_state, batch).compile()
-    return bytes_moved(compiled.as_text() or "")
+    return bytes_moved(lower_training_step(config, 10, device).compile().as_text() or "")
 
 
 def initial_scale(case: Case) -> float:
@@ -387,13 +381,6 @@ def cost(args: argparse.Namespace) -> None:
         args.costs.write_text("".join(json.dumps(row) + "\n" for row in (*kept, *rows)))
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and half of its 95% interval: Student's t for n - 1 degrees of freedom."""
-    n = len(values)
-    half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return float(np.mean(values)), float(half)
-
-
 def with_half(mean: str, half: float) -> str:
     """'92.61 ± 0.20'; of one value, which has no interval, the mean alone."""
     return mean if np.isnan(half) else f"{mean} ± {half:.2f}"
@@ -407,8 +394,9 @@ def to_table(name: str, experiment: Experiment, rows: dict[str, dict], costs: di
     for case in experiment.cases:
         if not (own := scores[case.label]):
             continue
-        mean, half = interval(list(own.values()))
-        counts = complexity(build_model(case.model, 10, nnx.Rngs(0)), case.image_size or size)
+        mean, half = mean_and_half(list(own.values()))
+        network = nnx.eval_shape(lambda case=case: build_model(case.model, 10, nnx.Rngs(0)))
+        counts = complexity(network, case.image_size or size)
         cost = costs.get(case.label)
         lines.append(
             (
@@ -436,9 +424,14 @@ def scores_of(experiment: Experiment, rows: dict[str, dict]) -> dict[str, dict[i
     return {label: {seed: 100 * row["top1"] for seed, row in own.items() if row} for label, own in found.items()}
 
 
+def differences(own: dict[int, float], reference: dict[int, float]) -> list[float]:
+    """Of the seeds that both have."""
+    return [own[seed] - reference[seed] for seed in own if seed in reference]
+
+
 def paired(own: dict[int, float], reference: dict[int, float]) -> str:
     """The mean of the differences of the same seeds, and half of its interval."""
-    mean, half = interval([own[seed] - reference[seed] for seed in own if seed in reference])
+    mean, half = mean_and_half(differences(own, reference))
     return with_half(f"{mean:+.2f}", half)
 
 
@@ -465,8 +458,7 @@ def points(experiment: Experiment, rows: dict[str, dict]) -> list[Point]:
     for label, own in scores_of(experiment, rows).items():
         values = tuple(own.values())
         if values:
-            mean, half = interval(values)
-            found.append(Point(label, label in ("none", "se"), values, mean, mean - half, mean + half))
+            found.append(to_point(label, label in ("none", "se"), values))
     return found
 
 
@@ -479,9 +471,8 @@ def differences_figure(experiment: Experiment, scores: dict[str, dict[int, float
         figure = new_figure(COLUMN, 0.6 + 0.16 * len(cases))
         ax = figure.add_subplot()
         for y, case in enumerate(cases):
-            own, reference = scores[case.label], scores[case.reference]
-            values = [own[seed] - reference[seed] for seed in own if seed in reference]
-            mean, half = interval(values)
+            values = differences(scores[case.label], scores[case.reference])
+            mean, half = mean_and_half(values)
             ax.plot(values, [y + 0.25] * len(values), ".", color=GREY, ms=2)
             ax.errorbar(mean, y, xerr=half if np.isfinite(half) else None, fmt="o", color=COLORS[0])
         ax.axvline(0, color=GREY, lw=0.6)

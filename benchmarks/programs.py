@@ -1,12 +1,13 @@
-"""Compiled programs to be timed."""
+"""Training steps, to be timed here or to be compiled for a chip that is not here."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
 from eca_jax.config import Config
-from eca_jax.sharding import make_mesh
+from eca_jax.sharding import make_mesh, sharded
 from eca_jax.training.program import build_program, compile_step
 
 
@@ -31,3 +32,10 @@ def training_step(config: Config, num_classes: int) -> Callable[[], None]:
         loss.block_until_ready()
 
     return step
+
+
+def lower_training_step(config: Config, num_classes: int, device: Any) -> jax.stages.Lowered:
+    """The training step for one device, which may be of a chip that is not here."""
+    program = build_program(config, make_mesh([device]), num_examples=100 * config.batch_size, num_classes=num_classes)
+    batch = sharded(config.task.abstract_batch(config.batch_size, num_classes), program.batch_sharding)
+    return program.train_step.lower(program.abstract_state, batch)

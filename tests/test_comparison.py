@@ -21,7 +21,7 @@ def registered():
 def test_the_interval_of_the_mean_is_student_s(rng):
     values = rng.normal(90, 1, 7).tolist()
     expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    mean, half = comparison.interval(values)
+    mean, half = comparison.mean_and_half(values)
     np.testing.assert_allclose((mean - half, mean + half), expected, rtol=1e-12)
 
 
@@ -36,7 +36,7 @@ def test_differences_are_of_the_same_seed(rng):
 
 
 def test_one_seed_has_a_mean_and_no_interval():
-    mean, half = comparison.interval([90.0])
+    mean, half = comparison.mean_and_half([90.0])
     assert mean == 90
     assert np.isnan(half)
 

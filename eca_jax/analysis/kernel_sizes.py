@@ -147,16 +147,24 @@ def summarise(scored: Sequence[Scored], which: str) -> list[Point]:
     """The points of the figure, in the order of the runs; `which` is 'last' or 'best'."""
     labels = dict.fromkeys((one.trial.label, one.trial.reference) for one in scored)
     return [
-        _point(label, reference, [getattr(one, which) for one in scored if one.trial.label == label])
+        to_point(label, reference, [getattr(one, which) for one in scored if one.trial.label == label])
         for label, reference in labels
     ]
 
 
-def _point(label: str, reference: bool, values: Sequence[float]) -> Point:
-    mean, half = float(np.mean(values)), float("nan")
-    if (n := len(values)) > 1:
-        half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+def to_point(label: str, reference: bool, values: Sequence[float]) -> Point:
+    """The point of these scores, one for each seed."""
+    mean, half = mean_and_half(values)
     return Point(label, reference, tuple(values), mean, mean - half, mean + half)
+
+
+def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half of its interval: Student's t for n - 1 degrees of freedom; NaN of a single value."""
+    n = len(values)
+    if n == 1:
+        return float(values[0]), float("nan")
+    half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
+    return float(np.mean(values)), float(half)
 
 
 def to_rows(scored: Sequence[Scored]) -> list[dict[str, object]]:
