@@ -55,15 +55,17 @@ def photograph(name: str) -> np.ndarray:
     return np.asarray(picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BICUBIC))
 
 
-def tiles(name: str, split: str, side: int = TILE) -> Iterator[np.ndarray]:
-    """The tiles of a photograph, uint8 (side, side, 3), row by row: every fifth for 'test', the others for 'train'.
+def is_held_out(row: int, column: int) -> bool:
+    """Whether a tile is of the split 'test': every fifth of a row, each row two further to the right, so none touch."""
+    return (column - 2 * row) % 5 == 0
 
-    The held-out ones of a row are two tiles further to the right than those of the row above, so no two of them touch.
-    """
+
+def tiles(name: str, split: str, side: int = TILE) -> Iterator[np.ndarray]:
+    """The tiles of a photograph, uint8 (side, side, 3), row by row: the held-out ones for 'test', or the others."""
     picture = photograph(name)
     for row in range(picture.shape[0] // side):
         for column in range(picture.shape[1] // side):
-            if (split == "test") == ((column - 2 * row) % 5 == 0):
+            if is_held_out(row, column) == (split == "test"):
                 yield picture[row * side : (row + 1) * side, column * side : (column + 1) * side]
 
 
