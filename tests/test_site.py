@@ -203,7 +203,11 @@ def page(browser, request):
     """A page of the width and in the colours that the test's parameters name, `desktop` in `light` otherwise."""
     asked = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     width, scheme = WIDTHS[asked.get("width", "desktop")], asked.get("scheme", "light")
-    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    context = browser.new_context(
+        viewport={"width": width, "height": 844},
+        color_scheme=scheme,
+        reduced_motion="reduce",  # a script sets the theme, and for 150 ms buttons fade to its colours from others
+    )
     context.route(re.compile("^https?:"), lambda route: route.abort())  # what the site needs, it has
     yield context.new_page()
     context.close()
