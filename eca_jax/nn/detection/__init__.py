@@ -1,0 +1,19 @@
+"""Detection in pure functions of one image: boxes, anchors, matching, sampling and losses.
+
+A box is (..., 4): x1, y1, x2, y2 in pixels; sizes are (height, width). Everything is float32 or wider and of fixed
+shapes: a boolean array `valid` says which entries count. Callers map over the images of a batch with `jax.vmap`.
+torchvision and MMDetection 1.x understand a box in two ways, which a `Convention` has as data.
+"""
+
+from eca_jax.nn.detection.boxes import (
+    MMDET1 as MMDET1,
+    TORCHVISION as TORCHVISION,
+    Convention as Convention,
+    area as area,
+    clip as clip,
+    decode as decode,
+    encode as encode,
+    iou as iou,
+    sides as sides,
+    sides_at_least as sides_at_least,
+)

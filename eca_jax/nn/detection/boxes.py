@@ -1,0 +1,115 @@
+"""Boxes: areas, overlaps, coding relative to anchors, and clipping.
+
+A box is (..., 4): x1, y1, x2, y2 in pixels. torchvision and MMDetection 1.x read these numbers in two ways, which
+`Convention` has as data, so that every function here has one formula. Everything is computed in float32, or in the
+inputs' own type if that is wider.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from eca_jax.nn.norm import widened
+
+Weights = tuple[float, float, float, float]
+"""What the offsets (x, y) and the logarithms of the sizes (width, height) of coded boxes are multiplied by."""
+LARGEST_LOG_SIZE = math.log(1000 / 16)
+"""No decoded box is more than 62.5 times as wide or high as its anchor, so that `exp` does not overflow."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """What a library means by the numbers of a box: `TORCHVISION` and `MMDET1` are the two that there are.
+
+    Args:
+      inclusive: x2 - x1 + inclusive is the width of a box. 0 if x2 is the coordinate of its right edge, and 1 if it is
+        the index of its last column; the same for y2. An image of width w then ends at w - inclusive.
+      log_sizes: the smallest and the largest logarithm of (width of a decoded box) / (width of its anchor).
+    """
+
+    inclusive: float
+    log_sizes: tuple[float, float]
+
+
+TORCHVISION = Convention(inclusive=0.0, log_sizes=(-math.inf, LARGEST_LOG_SIZE))
+MMDET1 = Convention(inclusive=1.0, log_sizes=(-LARGEST_LOG_SIZE, LARGEST_LOG_SIZE))
+
+
+def sides(boxes: ArrayLike, convention: Convention) -> jax.Array:
+    """Width and height, (..., 2), of boxes (..., 4); negative where the corners are in the wrong order."""
+    boxes = widened(jnp.asarray(boxes))
+    return boxes[..., 2:] - boxes[..., :2] + convention.inclusive
+
+
+def area(boxes: ArrayLike, convention: Convention) -> jax.Array:
+    """The areas (...,) of boxes (..., 4), in square pixels; not clamped, as in both libraries."""
+    return jnp.prod(sides(boxes, convention), axis=-1)
+
+
+def iou(a: ArrayLike, b: ArrayLike, convention: Convention) -> jax.Array:
+    """Intersection over union of every box of a (n, 4) with every box of b (m, 4): (n, m).
+
+    As in both libraries, it is NaN for two boxes without area and for boxes that contain NaN.
+    """
+    a, b = widened(jnp.asarray(a)), widened(jnp.asarray(b))
+    first = jnp.maximum(a[:, None, :2], b[None, :, :2])
+    last = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
+    both = jnp.prod(jnp.maximum(last - first + convention.inclusive, 0), axis=-1)
+    return both / (area(a, convention)[:, None] + area(b, convention)[None] - both)
+
+
+def encode(boxes: ArrayLike, anchors: ArrayLike, weights: Weights, convention: Convention) -> jax.Array:
+    """Boxes relative to anchors, which `decode` turns back: (..., 4).
+
+    With a box's centre (x, y) and sides (w, h), and an anchor's (xa, ya) and (wa, ha), it is `weights` times
+    ((x - xa) / wa, (y - ya) / ha, log(w / wa), log(h / ha)).
+
+    Args:
+      boxes, anchors: (..., 4) each, of shapes that broadcast. Without sides, or with negative ones, the result is not
+        finite; such entries are to be masked.
+      weights: torchvision's; MMDetection's standard deviations are 1 / weights.
+      convention: what the numbers of both mean.
+    """
+    (centre, size), (origin, scale) = _centre_and_sides(boxes, convention), _centre_and_sides(anchors, convention)
+    deltas = jnp.concatenate([(centre - origin) / scale, jnp.log(size / scale)], axis=-1)
+    return deltas * jnp.asarray(weights, deltas.dtype)
+
+
+def decode(deltas: ArrayLike, anchors: ArrayLike, weights: Weights, convention: Convention) -> jax.Array:
+    """The boxes (..., 4) whose coding relative to anchors is `deltas`, the inverse of `encode`.
+
+    The logarithms of the sizes are first clamped to `convention.log_sizes`.
+
+    Args:
+      deltas, anchors: (..., 4) each, of shapes that broadcast: (n, classes, 4) and (n, 1, 4) for boxes of every class.
+      weights, convention: those of `encode`.
+    """
+    deltas = widened(jnp.asarray(deltas))
+    origin, scale = _centre_and_sides(anchors, convention)
+    deltas = deltas / jnp.asarray(weights, deltas.dtype)
+    centre = deltas[..., :2] * scale + origin
+    size = jnp.exp(jnp.clip(deltas[..., 2:], *convention.log_sizes)) * scale
+    half = (size - convention.inclusive) / 2
+    return jnp.concatenate([centre - half, centre + half], axis=-1)
+
+
+def clip(boxes: ArrayLike, size: ArrayLike, convention: Convention) -> jax.Array:
+    """Boxes (..., 4) whose corners are moved into an image of `size`, (height, width), which may be traced."""
+    boxes = widened(jnp.asarray(boxes))
+    height, width = jnp.asarray(size)
+    end = jnp.stack([width, height, width, height]).astype(boxes.dtype) - convention.inclusive
+    return jnp.clip(boxes, 0, end)
+
+
+def sides_at_least(boxes: ArrayLike, smallest: float, convention: Convention) -> jax.Array:
+    """Whether both sides of each box (..., 4) are `smallest` pixels or longer: (...,) bool, False with NaN."""
+    return (sides(boxes, convention) >= smallest).all(axis=-1)
+
+
+def _centre_and_sides(boxes: ArrayLike, convention: Convention) -> tuple[jax.Array, jax.Array]:
+    """(..., 2) each, (x, y) and (width, height)."""
+    boxes = widened(jnp.asarray(boxes))
+    return boxes[..., :2] + (boxes[..., 2:] - boxes[..., :2]) / 2, sides(boxes, convention)
