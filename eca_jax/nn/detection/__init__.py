@@ -5,6 +5,14 @@ shapes: a boolean array `valid` says which entries count. Callers map over the i
 torchvision and MMDetection 1.x understand a box in two ways, which a `Convention` has as data.
 """
 
+from eca_jax.nn.detection.anchors import (
+    anchor_strides as anchor_strides,
+    cell_anchors as cell_anchors,
+    cells as cells,
+    grid_anchors as grid_anchors,
+    in_cells as in_cells,
+    inside as inside,
+)
 from eca_jax.nn.detection.boxes import (
     MMDET1 as MMDET1,
     TORCHVISION as TORCHVISION,

@@ -22,20 +22,28 @@ LARGEST_LOG_SIZE = math.log(1000 / 16)
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """What a library means by the numbers of a box: `TORCHVISION` and `MMDET1` are the two that there are.
+    """What a library means by the numbers of a box, and where it puts its anchors: `TORCHVISION` or `MMDET1`.
 
     Args:
       inclusive: x2 - x1 + inclusive is the width of a box. 0 if x2 is the coordinate of its right edge, and 1 if it is
         the index of its last column; the same for y2. An image of width w then ends at w - inclusive.
       log_sizes: the smallest and the largest logarithm of (width of a decoded box) / (width of its anchor).
+      anchor_centre: where in its cell of the feature map an anchor has its centre: 0 at the first pixel, 0.5 in the
+        middle.
+      fixed_strides: whether cells are as many pixels apart as the network's stride says; otherwise what the image's
+        size divided by the number of cells is, rounded down.
     """
 
     inclusive: float
     log_sizes: tuple[float, float]
+    anchor_centre: float
+    fixed_strides: bool
 
 
-TORCHVISION = Convention(inclusive=0.0, log_sizes=(-math.inf, LARGEST_LOG_SIZE))
-MMDET1 = Convention(inclusive=1.0, log_sizes=(-LARGEST_LOG_SIZE, LARGEST_LOG_SIZE))
+TORCHVISION = Convention(inclusive=0.0, log_sizes=(-math.inf, LARGEST_LOG_SIZE), anchor_centre=0.0, fixed_strides=False)
+MMDET1 = Convention(
+    inclusive=1.0, log_sizes=(-LARGEST_LOG_SIZE, LARGEST_LOG_SIZE), anchor_centre=0.5, fixed_strides=True
+)
 
 
 def sides(boxes: ArrayLike, convention: Convention) -> jax.Array:
