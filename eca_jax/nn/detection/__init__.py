@@ -25,3 +25,11 @@ from eca_jax.nn.detection.boxes import (
     sides as sides,
     sides_at_least as sides_at_least,
 )
+from eca_jax.nn.detection.matching import (
+    BELOW as BELOW,
+    BETWEEN as BETWEEN,
+    labels_of as labels_of,
+    match_mmdet1 as match_mmdet1,
+    match_torchvision as match_torchvision,
+)
+from eca_jax.nn.detection.sampling import sample as sample

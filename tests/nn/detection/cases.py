@@ -42,3 +42,15 @@ def assert_boxes_close(got: np.ndarray, want: np.ndarray, tolerance: float, *als
     finite = np.isfinite(want)
     np.testing.assert_array_equal(np.where(finite, 0, got), np.where(finite, 0, want))
     np.testing.assert_array_less(abs(got - want)[finite], tolerance * scale[finite] + np.finfo(want.dtype).tiny)
+
+
+def overlaps(rng: np.random.Generator, m: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """IoUs of m objects with n candidates in `CASES` images, (CASES, m, n); which objects there are; which candidates.
+
+    They are tenths, so that many are equal to each other and to thresholds, and in some images some are NaN. One
+    object in seven overlaps nothing, and one image in nine has none.
+    """
+    drawn = rng.integers(0, 11, (CASES, m, n)) / 10 * (rng.random((CASES, m, 1)) > 1 / 7)
+    drawn = np.where(rng.random(drawn.shape) < 0.1 * (rng.random((CASES, 1, 1)) < 0.2), np.nan, drawn)
+    valid = (rng.random((CASES, m)) < 0.7) & (rng.random((CASES, 1)) > 1 / 9)
+    return drawn.astype(np.float32), valid, rng.random((CASES, n)) < 0.9
