@@ -25,6 +25,13 @@ from eca_jax.nn.detection.boxes import (
     sides as sides,
     sides_at_least as sides_at_least,
 )
+from eca_jax.nn.detection.losses import (
+    binary_cross_entropy as binary_cross_entropy,
+    cross_entropy as cross_entropy,
+    l1 as l1,
+    sigmoid_focal as sigmoid_focal,
+    smooth_l1 as smooth_l1,
+)
 from eca_jax.nn.detection.matching import (
     BELOW as BELOW,
     BETWEEN as BETWEEN,
