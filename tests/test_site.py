@@ -36,7 +36,7 @@ def module(name: str, folder: pathlib.Path = DOCS / "_ext"):
 
 names = module("names")
 PUBLIC = [(package, name) for package, of in names.packages().items() for name in of]
-SHAPE = re.compile(r"\(\w+(?:,\s(?:\.\.\.|[\w* /+-]+))+\)|\(\w+,\)|\bscalar")
+SHAPE = re.compile(r"\((?:\.\.\.|\w+)(?:,\s(?:\.\.\.|[\w* /+-]+))+\)|\(\w+,\)|\bscalar")
 ARRAYS = re.compile(r"\b(Array|ArrayLike|ndarray)\b")
 
 

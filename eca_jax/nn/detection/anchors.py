@@ -60,7 +60,8 @@ def grid_anchors(anchors: ArrayLike, grid: tuple[int, int], strides: ArrayLike) 
       grid: the rows and columns (h, w) of the feature map.
       strides: (2,), what `anchor_strides` returns.
     """
-    y, x = jnp.meshgrid(*(jnp.arange(count) * step for count, step in zip(grid, strides, strict=True)), indexing="ij")
+    (h, w), (down, right) = grid, jnp.asarray(strides)
+    y, x = jnp.meshgrid(jnp.arange(h) * down, jnp.arange(w) * right, indexing="ij")
     corner = jnp.stack([x, y, x, y], axis=-1)
     return (corner[:, :, None] + widened(jnp.asarray(anchors))).reshape(-1, 4)
 
@@ -73,8 +74,8 @@ def in_cells(grid: tuple[int, int], own: ArrayLike, anchors: int) -> jax.Array:
       own: the rows and columns (2,) of the image's own part of it, which begins at the first: `cells`.
       anchors: the number a of anchors in a cell.
     """
-    rows, columns = (jnp.arange(count) < end for count, end in zip(grid, own, strict=True))
-    return jnp.repeat((rows[:, None] & columns).ravel(), anchors)
+    (h, w), (rows, columns) = grid, jnp.asarray(own)
+    return jnp.repeat(((jnp.arange(h) < rows)[:, None] & (jnp.arange(w) < columns)).ravel(), anchors)
 
 
 def inside(anchors: ArrayLike, size: ArrayLike, border: float) -> jax.Array:

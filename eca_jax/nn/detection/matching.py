@@ -83,9 +83,9 @@ def _compare(
     there = jnp.asarray(valid)[:, None] & jnp.asarray(candidates)
     # Computed once: if the compiler fuses the IoU into each of its readers, the largest may differ from itself in its
     # last bit, and is then found nowhere.
-    overlaps = jax.lax.optimization_barrier(jnp.where(there, overlaps, -jnp.inf))
-    nearest = jax.lax.argmax(overlaps, 0, jnp.int32)
-    best = jnp.take_along_axis(overlaps, nearest[None], axis=0)[0]
+    among = jax.lax.optimization_barrier(jnp.where(there, jnp.asarray(overlaps), -jnp.inf))
+    nearest = jax.lax.argmax(among, 0, jnp.int32)
+    best = jnp.take_along_axis(among, nearest[None], axis=0)[0]
     # `max` alone drops some NaN when XLA compiles it for a CPU; an infinity is equal to no overlap either.
-    largest = jnp.where(jnp.isnan(overlaps), jnp.inf, overlaps).max(axis=1, keepdims=True)
-    return overlaps, best, nearest, there & (overlaps == largest)
+    largest = jnp.where(jnp.isnan(among), jnp.inf, among).max(axis=1, keepdims=True)
+    return among, best, nearest, there & (among == largest)
