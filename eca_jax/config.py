@@ -265,7 +265,14 @@ def find_config(name: str) -> pathlib.Path:
 
 
 def load_config(path: str) -> Config:
-    """The `config` that a Python file defines, with `path` as in `find_config`. The file is run: only load your own."""
+    """The `config` that a Python file defines, with `path` as in `find_config`. The file is run: only load your own.
+
+    Example:
+      >>> from eca_jax.config import load_config
+      >>> config = load_config("digits")
+      >>> config.model.name, config.epochs, config.workdir
+      ('eca_resnet18', 30, 'runs/digits')
+    """
     file = find_config(path)
     try:
         config = vars(run_file(file)).get("config")

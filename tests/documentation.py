@@ -1,4 +1,4 @@
-"""The code blocks of the pages (README.md, CONTRIBUTING.md, docs/*.md), and what it takes to run them.
+"""The code blocks of the pages (README.md, CONTRIBUTING.md, docs/*.md), examples in docstrings, and how both are run.
 
 A block of Python, `sh` or `console` (lines after a `$ `) is run, one of JSON or TOML is parsed, one of text is output.
 HTML comments on the lines before a block say what the page does not show (MARKS):
@@ -16,6 +16,7 @@ HTML comments on the lines before a block say what the page does not show (MARKS
 import ast
 import contextlib
 import dataclasses
+import doctest
 import importlib
 import importlib.util
 import io
@@ -397,6 +398,27 @@ def _programs(directory: pathlib.Path) -> pathlib.Path:
             (programs / name).symlink_to(shutil.which(name) or f"/bin/{name}")
         (directory / "configs").symlink_to(ROOT / "configs")
     return programs
+
+
+# Examples in docstrings.
+
+MODULES = tuple(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "eca_jax").rglob("*.py"))
+    if ">>>" in path.read_text()
+)
+"""Those with examples."""
+
+
+def run_examples(name: str) -> str:
+    """Runs the examples in the docstrings of a module, and returns what is said of those that print something else.
+
+    Each begins without any name, so that a reader can copy it as it stands; `...` in what it prints is anything.
+    """
+    runner, said = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS), io.StringIO()
+    for example in doctest.DocTestFinder().find(importlib.import_module(name), globs={}):
+        runner.run(example, out=said.write)
+    return said.getvalue()
 
 
 # What a page may say is there.

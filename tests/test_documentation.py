@@ -1,4 +1,4 @@
-"""Every code block of the pages does what it says (tests/documentation.py has the rules)."""
+"""Code blocks of the pages and examples in docstrings do what they say (tests/documentation.py has the rules)."""
 
 import sys
 import time
@@ -58,6 +58,17 @@ def test_page(page, tmp_path, kept, monkeypatch):
                 del sys.modules[name]
     if missing:
         pytest.skip(f"everything passed but these, which were only read for want of packages: {missing}")
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("name", documentation.MODULES)
+def test_examples(name, tmp_path, kept, monkeypatch):
+    """Those in docstrings, in a directory with runs/digits."""
+    if name.startswith("eca_jax.plots"):
+        pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    monkeypatch.chdir(tmp_path)
+    documentation.SETUPS["run"](documentation.Page(tmp_path, kept, types.ModuleType("__main__")))
+    assert documentation.run_examples(name) == ""
 
 
 def test_commands_in_scripts():

@@ -34,6 +34,17 @@ def activations(model: nnx.Module, images: jax.Array, names: str | Sequence[str]
     Raises:
       EcaJaxError: the model is none, or in training mode; no layer has a name, and the most similar ones are named; or
         a layer that is named is not called by the network, or more than once.
+
+    Example:
+      >>> import eca_jax
+      >>> import jax.numpy as jnp
+      >>> from eca_jax.analysis import activations
+      >>> from flax import nnx
+      >>> model = eca_jax.create_model("eca_resnet18", width_multiplier=0.125, rngs=nnx.Rngs(0))
+      >>> model.eval()
+      >>> found = activations(model, jnp.zeros((2, 64, 64, 3)), ("conv1", "layer4.*.attn"))
+      >>> {name: array.shape for name, array in found.items()}
+      {'conv1': (2, 32, 32, 8), 'layer4.0.attn': (2, 2, 2, 64), 'layer4.1.attn': (2, 2, 2, 64)}
     """
     expect_evaluation(model)
     names = (names,) if isinstance(names, str) else tuple(names)
@@ -69,6 +80,13 @@ def in_batches(function: Callable[[jax.Array], Any], images: Sequence[Any], *, b
 
     Raises:
       EcaJaxError: there is no image, the batch size is not positive, or what the function raises.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from eca_jax.analysis import in_batches
+      >>> in_batches(lambda images: jnp.mean(images, axis=(1, 2)), np.ones((100, 8, 8, 3))).shape
+      (100, 3)
     """
     expect_at_least("batch_size", batch_size)
     if not len(images):

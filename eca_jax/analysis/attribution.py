@@ -34,6 +34,17 @@ def saliency(model: nnx.Module, images: jax.Array, classes: Classes = None) -> j
 
     Raises:
       EcaJaxError: the model is none or in training mode, or there is no such class.
+
+    Example:
+      >>> import eca_jax
+      >>> import jax.numpy as jnp
+      >>> from eca_jax.analysis import saliency
+      >>> from flax import nnx
+      >>> model = eca_jax.create_model("eca_resnet18", width_multiplier=0.125, rngs=nnx.Rngs(0))
+      >>> model.eval()
+      >>> gradient = saliency(model, jnp.zeros((2, 64, 64, 3)), classes=7)
+      >>> gradient.shape, abs(gradient).max(axis=-1).shape
+      ((2, 64, 64, 3), (2, 64, 64))
     """
     network = _opened(model)
     classes = _numbers(network, images, classes)
@@ -65,6 +76,19 @@ def integrated_gradients(
 
     Raises:
       EcaJaxError: as `saliency`; or `steps` is not positive, or the baseline has another shape.
+
+    Example:
+      >>> import eca_jax
+      >>> import jax
+      >>> from eca_jax.analysis import integrated_gradients
+      >>> from flax import nnx
+      >>> model = eca_jax.create_model("eca_resnet18", width_multiplier=0.125, rngs=nnx.Rngs(0))
+      >>> model.eval()
+      >>> images = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+      >>> shares = integrated_gradients(model, images, classes=7, steps=16)
+      >>> gained = model(images)[0, 7] - model(0 * images)[0, 7]
+      >>> shares.shape, bool(abs(shares.sum() - gained) < 0.05 * abs(gained))
+      ((1, 64, 64, 3), True)
     """
     expect_at_least("steps", steps)
     network, images = _opened(model), jnp.asarray(images)
@@ -91,6 +115,16 @@ def grad_cam(model: nnx.Module, images: jax.Array, layer: str, classes: Classes 
 
     Raises:
       EcaJaxError: as `saliency`; or there is no such layer, and the most similar ones are named, or it has no maps.
+
+    Example:
+      >>> import eca_jax
+      >>> import jax.numpy as jnp
+      >>> from eca_jax.analysis import grad_cam
+      >>> from flax import nnx
+      >>> model = eca_jax.create_model("eca_resnet18", width_multiplier=0.125, rngs=nnx.Rngs(0))
+      >>> model.eval()
+      >>> grad_cam(model, jnp.zeros((2, 64, 64, 3)), "layer4").shape
+      (2, 2, 2)
     """
     network = _opened(model)
     path = named_layers(model, [layer]).get(layer)

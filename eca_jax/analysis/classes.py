@@ -54,6 +54,17 @@ def class_statistics(values: np.ndarray, labels: np.ndarray, classes: np.ndarray
 
     Raises:
       EcaJaxError: the values have another shape, are not finite, or there is no image of one of the classes.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.analysis import class_statistics
+      >>> gates = np.array([[0.2, 0.5], [0.4, 0.5], [0.8, 0.5]])  # of three images
+      >>> statistics = class_statistics(gates, labels=np.array([0, 0, 1]))
+      >>> statistics.means
+      array([[0.3, 0.5],
+             [0.8, 0.5]])
+      >>> round(statistics.share_between, 2)  # of the variance
+      0.89
     """
     values, labels = np.asarray(values, np.float64), np.asarray(labels)
     if values.ndim != 2 or labels.shape != values.shape[:1]:
@@ -86,6 +97,13 @@ def class_means(gates: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> n
 
     Raises:
       EcaJaxError: there is no image of one of the classes.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.analysis import class_means
+      >>> gates = np.array([[0.2, 0.5], [0.4, 0.5], [0.8, 0.5]])  # of three images
+      >>> class_means(gates, np.array([0, 0, 1]), classes=np.array([1]))
+      array([[0.8, 0.5]])
     """
     gates, means = np.asarray(gates, np.float64), []
     for c in classes:

@@ -41,6 +41,17 @@ def channel_gates(model: Backbone, images: jax.Array) -> dict[str, jax.Array]:
     Raises:
       EcaJaxError: the model does not come from `create_model`, or is in training mode, where the gates of an image
         depend on the whole batch, or its attention has no gate for each channel.
+
+    Example:
+      >>> import eca_jax
+      >>> import jax.numpy as jnp
+      >>> from eca_jax.analysis import channel_gates
+      >>> from flax import nnx
+      >>> model = eca_jax.create_model("eca_resnet18", width_multiplier=0.125, rngs=nnx.Rngs(0))
+      >>> model.eval()
+      >>> gates = channel_gates(model, jnp.zeros((2, 64, 64, 3)))
+      >>> list(gates)[:3], gates["layer4.1"].shape
+      (['layer1.0', 'layer1.1', 'layer2.0'], (2, 64))
     """
     return gate_function(model)(images)
 
@@ -80,6 +91,21 @@ def with_gates(model: Backbone, gates: Mapping[str, Gates]) -> Backbone:
     Raises:
       EcaJaxError: as `channel_gates`; or there is no such block, and the most similar ones are named. When the network
         is called: the gates have another shape.
+
+    Example:
+      >>> import eca_jax
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from eca_jax.analysis import channel_gates, with_gates
+      >>> from flax import nnx
+      >>> model = eca_jax.create_model("eca_resnet18", width_multiplier=0.125, rngs=nnx.Rngs(0))
+      >>> model.eval()
+      >>> images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+      >>> closed = with_gates(model, {"layer4.1": lambda gates: gates.at[:, 5].set(0)})  # channel 5 of a block
+      >>> channel_gates(closed, images)["layer4.1"][:, 5]
+      Array([0., 0.], dtype=float32)
+      >>> bool(jnp.allclose(closed(images), model(images)))
+      False
     """
     for block in gates.keys() - (known := gated_blocks(model)).keys():
         raise EcaJaxError(f"gates: there is no block {block!r} with channel gates.{nearest(block, known)}")
@@ -231,6 +257,15 @@ def gate_statistics(gates: np.ndarray) -> GateStatistics:
 
     Raises:
       EcaJaxError: there is no gate, or one is not finite.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.analysis import gate_statistics
+      >>> statistics = gate_statistics(np.array([[0.1, 0.9], [0.1, 0.9]]))  # of two images
+      >>> statistics.median, statistics.over_images, statistics.over_channels
+      (0.5, 0.0, 0.4)
+      >>> statistics.verdict
+      'the same for every image: a fixed scale for each channel'
     """
     gates = np.asarray(gates, np.float64)
     if gates.ndim != 2 or not gates.size:

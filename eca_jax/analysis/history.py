@@ -27,6 +27,16 @@ def read_history(run: str | pathlib.Path) -> History:
 
     Raises:
       EcaJaxError: the directory or its metrics.jsonl is not there, or a line of that is damaged, which is said.
+
+    Example:
+      After `eca-jax train`:
+
+      >>> from eca_jax.analysis import read_history
+      >>> history = read_history("runs/digits")
+      >>> list(history["eval"])
+      ['step', 'epoch', 'loss', 'top1', 'top5', 'count']
+      >>> history["eval"]["top1"].dtype
+      dtype('float64')
     """
     path = pathlib.Path(run) / METRICS_FILE
     if not path.is_file():

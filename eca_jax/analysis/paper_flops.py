@@ -76,6 +76,11 @@ def paper_flops(of: Complexity, printed: str = "table 3") -> int:
 
     Raises:
       EcaJaxError: another place than these; or a network that is not in them, for which no rule can be checked.
+
+    Example:
+      >>> from eca_jax.analysis import complexity, paper_flops
+      >>> round(paper_flops(complexity("eca_resnet50")) / 2**30, 2)  # the paper prints 3.86
+      3.86
     """
     if printed not in RECTIFIER:
         raise EcaJaxError(f"paper_flops: expected one of {', '.join(map(repr, RECTIFIER))}, got {printed!r}")

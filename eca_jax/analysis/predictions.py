@@ -18,6 +18,13 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: i
 
     Raises:
       EcaJaxError: the two have other shapes or types, or a number is no class.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.analysis import confusion_matrix
+      >>> confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), num_classes=2)
+      array([[1, 1],
+             [0, 1]])
     """
     labels, predictions = _numbers("labels", labels, num_classes), _numbers("predictions", predictions, num_classes)
     if labels.shape != predictions.shape:
@@ -38,6 +45,13 @@ def most_certain(logits: np.ndarray, count: int = 9, *, labels: np.ndarray | Non
 
     Raises:
       EcaJaxError: the logits are not finite or have another shape, or a label is no class.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.analysis import most_certain
+      >>> logits = np.array([[0.0, 1.0], [5.0, 0.0], [0.0, 3.0]])  # of three images
+      >>> most_certain(logits, 2)
+      array([1, 2])
     """
     return np.argsort(-_log_probabilities(logits, labels), kind="stable")[: _count(count)]
 
@@ -57,6 +71,15 @@ def least_certain(logits: np.ndarray, count: int = 9, *, labels: np.ndarray | No
 
     Raises:
       EcaJaxError: as `most_certain`.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.analysis import least_certain
+      >>> logits = np.array([[0.0, 1.0], [5.0, 0.0], [0.0, 3.0]])  # of three images
+      >>> least_certain(logits, 1)
+      array([0])
+      >>> least_certain(logits, 1, labels=np.array([1, 1, 1]))  # the worst mistake
+      array([1])
     """
     return np.argsort(_log_probabilities(logits, labels), kind="stable")[: _count(count)]
 

@@ -103,6 +103,15 @@ def save(
 
     Raises:
       EcaJaxError: the path and `to` do not fit, the model has no such form, or there is no room on the disk.
+
+    Example:
+      >>> import eca_jax
+      >>> from flax import nnx
+      >>> model = eca_jax.create_model("eca_resnet18", num_classes=2, width_multiplier=0.125, rngs=nnx.Rngs(0))
+      >>> eca_jax.save(model, "animals.safetensors", class_names=("cat", "dog"))
+      'eca_resnet18 of eca_jax: attention eca, kernel sizes released, 2 classes, ... animals.safetensors'
+      >>> eca_jax.load_pretrained("animals.safetensors").architecture.num_classes
+      2
     """
     path = pathlib.Path(path)
     to = _form(path, to, FORMS, "to")

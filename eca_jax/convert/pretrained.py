@@ -76,6 +76,16 @@ def create_model(
     Raises:
       EcaJaxError: for an unknown name (the nearest are named), an attention that does not fit, or weights that are not
         there or not of this model.
+
+    Example:
+      >>> import eca_jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> model = eca_jax.create_model(
+      ...     "eca_resnet18", num_classes=10, small_stem=True, width_multiplier=0.125, rngs=nnx.Rngs(0)
+      ... )
+      >>> model(jnp.zeros((2, 32, 32, 3))).shape
+      (2, 10)
     """
     if pretrained is None and skip:
         raise EcaJaxError(f"skip: {skip!r} is of pretrained weights: give pretrained=, or leave it out")
@@ -118,6 +128,14 @@ def load_pretrained(
 
     Raises:
       EcaJaxError: there is no such file, directory or name, or the weights do not fit; all faults are named at once.
+
+    Example:
+      After `eca-jax train`:
+
+      >>> import eca_jax
+      >>> model = eca_jax.load_pretrained("runs/digits")
+      >>> model.architecture.name, model.architecture.attention.options.kernel_sizes, model.preprocess.image_size
+      ('eca_resnet18', 'released', 8)
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "output_stride": output_stride}
     return load(source, name=name, skip=skip, rngs=rngs, **sizes, **settings).model

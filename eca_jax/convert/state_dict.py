@@ -108,6 +108,15 @@ def to_state_dict(model: Backbone, source: str) -> dict[str, np.ndarray]:
 
     Raises:
       EcaJaxError: the source has no class that computes what this model does.
+
+    Example:
+      >>> import eca_jax
+      >>> from eca_jax.convert.state_dict import to_state_dict
+      >>> from flax import nnx
+      >>> model = eca_jax.create_model("eca_resnet18", width_multiplier=0.125, rngs=nnx.Rngs(0))
+      >>> arrays = to_state_dict(model, "eca_jax")
+      >>> arrays["layer1.0.attn.kernel"].shape
+      (3,)
     """
     _check_expressible(model, source)
     tensors = {}

@@ -33,6 +33,16 @@ def preprocess(image: Picture | Sequence[Picture], model: Backbone) -> jax.Array
     Raises:
       EcaJaxError: there is no such file or it is no image, the array has another type or shape, the list is empty, or
         the model takes images of other channels than RGB.
+
+    Example:
+      >>> import eca_jax
+      >>> import numpy as np
+      >>> from flax import nnx
+      >>> model = eca_jax.create_model("eca_resnet18", width_multiplier=0.125, rngs=nnx.Rngs(0))
+      >>> photograph = np.full((300, 400, 3), 128, np.uint8)
+      >>> images = eca_jax.preprocess(photograph, model)
+      >>> images.shape, images.dtype
+      ((1, 224, 224, 3), dtype('float32'))
     """
     if not isinstance(model, Backbone):
         raise EcaJaxError(f"model: expected one of eca_jax.create_model, got {type(model).__name__}")

@@ -91,7 +91,13 @@ def register_backbone(name: str, factory: BackboneFactory) -> None:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that `create_model` knows, filtered by a shell pattern: `list_models("eca_*")`."""
+    """The names that `create_model` knows, filtered by a shell pattern: `list_models("eca_*")`.
+
+    Example:
+      >>> import eca_jax
+      >>> eca_jax.list_models("eca_resnet*")
+      ['eca_resnet101', 'eca_resnet152', 'eca_resnet18', 'eca_resnet34', 'eca_resnet50']
+    """
     return sorted(fnmatch.filter(MODELS, pattern))
 
 

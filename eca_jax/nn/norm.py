@@ -32,6 +32,14 @@ class BatchNorm(nnx.Module):
     the groups: they are the mean of what the GPUs would hold. Statistics are float32 or wider; the output has `dtype`.
 
     `flax.nnx.BatchNorm` differs: it has no groups, and its running variance is biased.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from eca_jax.nn import BatchNorm
+      >>> norm = BatchNorm(2, group_size=1)  # each image by itself
+      >>> norm(jnp.array([[[0.0, 0.0], [2.0, 4.0]]])).round(3)  # (b, pixels, c)
+      Array([[[-1., -1.],
+              [ 1.,  1.]]], dtype=float32)
     """
 
     def __init__(

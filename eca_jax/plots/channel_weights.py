@@ -29,6 +29,14 @@ def plot_channel_weights(
 
     Raises:
       EcaJaxError: the block has none of them.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.plots import plot_channel_weights
+      >>> means = np.array([[0.2, 0.5, 0.4], [0.3, 0.5, 0.9]])  # of two classes
+      >>> ax = plot_channel_weights(means, ["cat", "dog"])
+      >>> ax.get_xlabel(), ax.get_ylabel(), len(ax.lines)
+      ('channel index', 'mean weight', 2)
     """
     count = means.shape[1]
     x = range(count) if channels is None else range(channels.start, min(channels.stop, count))
@@ -60,6 +68,13 @@ def channel_weights_figure(
       blocks: from top to bottom.
       class_names: at most as many as there are colours (8).
       channels: as of `plot_channel_weights`.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.plots import channel_weights_figure
+      >>> means = {"layer1.0": np.full((2, 8), 0.5), "layer4.1": np.full((2, 64), 0.6)}  # of two classes
+      >>> figure = channel_weights_figure({"ECA": means}, list(means), ["cat", "dog"])
+      >>> figure.savefig("weights.pdf")
     """
     rows = len(blocks)
     with styled():

@@ -26,6 +26,12 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], *, ax:
 
     Raises:
       EcaJaxError: the matrix is not square, or there are other classes than names.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.plots import plot_confusion_matrix
+      >>> ax = plot_confusion_matrix(np.array([[9, 1], [2, 8]]), ["cat", "dog"])
+      >>> ax.figure.savefig("confusion.png")
     """
     matrix = np.asarray(matrix)
     if matrix.shape != (len(class_names), len(class_names)):

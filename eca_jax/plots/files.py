@@ -17,7 +17,14 @@ NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 def to_bytes(figure: Figure, form: str) -> bytes:
-    """The figure as a file of the format 'png', 'svg' or 'pdf', the same bytes every time."""
+    """The figure as a file of the format 'png', 'svg' or 'pdf', the same bytes every time.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.plots import plot_heat_map, to_bytes
+      >>> to_bytes(plot_heat_map(np.eye(7)).figure, "png")[:4]
+      b'\x89PNG'
+    """
     if form not in FORMATS:
         raise EcaJaxError(f"figure: expected one of the formats {', '.join(FORMATS)}, got {form!r}")
     buffer = io.BytesIO()

@@ -14,7 +14,16 @@ Blocks = Mapping[str, GateStatistics]
 
 
 def plot_gate_distribution(blocks: Blocks, *, ax: Axes | None = None) -> Axes:
-    """The median, the middle half and the middle 98% of the gates of each block."""
+    """The median, the middle half and the middle 98% of the gates of each block.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.analysis import gate_statistics
+      >>> from eca_jax.plots import plot_gate_distribution
+      >>> gates = {"layer1.0": np.array([[0.4, 0.6]]), "layer1.1": np.array([[0.5, 0.9]])}
+      >>> ax = plot_gate_distribution({block: gate_statistics(of) for block, of in gates.items()})
+      >>> ax.figure.savefig("distribution.pdf")
+    """
     x, values = np.arange(len(blocks)), list(blocks.values())
     with styled():
         ax = own_or_new(ax, 1.8)
@@ -31,7 +40,15 @@ def plot_gate_distribution(blocks: Blocks, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_gate_shares(blocks: Blocks, *, ax: Axes | None = None) -> Axes:
-    """The shares of gates near 0, at 0.5 and near 1, in per cent, of each block."""
+    """The shares of gates near 0, at 0.5 and near 1, in per cent, of each block.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.analysis import gate_statistics
+      >>> from eca_jax.plots import plot_gate_shares
+      >>> ax = plot_gate_shares({"layer1.0": gate_statistics(np.array([[0.01, 0.6]]))})
+      >>> ax.figure.savefig("shares.pdf")
+    """
     with styled():
         ax = own_or_new(ax, 1.8)
         _draw(ax, [100 * s.near_zero for s in blocks.values()], "v", COLORS[0], f"below {LOW}")
@@ -44,7 +61,15 @@ def plot_gate_shares(blocks: Blocks, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_gate_spreads(blocks: Blocks, *, ax: Axes | None = None) -> Axes:
-    """The spread of the gates over images and over channels, as standard deviations, of each block."""
+    """The spread of the gates over images and over channels, as standard deviations, of each block.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.analysis import gate_statistics
+      >>> from eca_jax.plots import plot_gate_spreads
+      >>> ax = plot_gate_spreads({"layer1.0": gate_statistics(np.array([[0.4, 0.6]]))})
+      >>> ax.figure.savefig("spreads.pdf")
+    """
     with styled():
         ax = own_or_new(ax, 1.8)
         _draw(ax, [s.over_images for s in blocks.values()], "o", COLORS[1], "over images")
@@ -61,7 +86,20 @@ WIDE = 20
 
 
 def gates_figure(blocks: Blocks) -> Figure:
-    """The three panels, one below the other."""
+    """The three panels, one below the other.
+
+    Example:
+      >>> import eca_jax
+      >>> import jax
+      >>> from eca_jax.analysis import channel_gates, gate_statistics
+      >>> from eca_jax.plots import gates_figure
+      >>> from flax import nnx
+      >>> model = eca_jax.create_model("eca_resnet18", width_multiplier=0.125, rngs=nnx.Rngs(0))
+      >>> model.eval()
+      >>> gates = channel_gates(model, jax.random.normal(jax.random.key(0), (2, 64, 64, 3)))
+      >>> figure = gates_figure({block: gate_statistics(of) for block, of in gates.items()})
+      >>> figure.savefig("gates.pdf")
+    """
     with styled():
         figure = new_figure(COLUMN if len(blocks) <= WIDE else PAGE, 5.0)
         panels = figure.subplots(3, 1, sharex=True)

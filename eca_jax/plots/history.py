@@ -29,6 +29,15 @@ def plot_history(history: History, column: str = "loss", *, ax: Axes | None = No
 
     Raises:
       EcaJaxError: neither the log nor the evaluations have the column.
+
+    Example:
+      After `eca-jax train`:
+
+      >>> from eca_jax.analysis import read_history
+      >>> from eca_jax.plots import plot_history
+      >>> ax = plot_history(read_history("runs/digits"), "top1")
+      >>> ax.get_xlabel(), ax.get_ylabel()
+      ('epoch', 'top-1 (%)')
     """
     found = {kind: rows for kind, rows in history.items() if column in rows and kind in KINDS}
     if not found:
@@ -54,6 +63,13 @@ def history_figure(history: History) -> Figure:
 
     Raises:
       EcaJaxError: there is no row yet.
+
+    Example:
+      After `eca-jax train`:
+
+      >>> from eca_jax.analysis import read_history
+      >>> from eca_jax.plots import history_figure
+      >>> history_figure(read_history("runs/digits")).savefig("history.pdf")
     """
     scores = [name for name in history.get("eval", {}) if name not in NOT_SHOWN]
     columns = [name for name in ("loss", *scores[:1], "lr") if name in _names(history)]

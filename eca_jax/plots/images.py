@@ -33,6 +33,12 @@ def plot_images(
 
     Raises:
       EcaJaxError: there is no image, one has another shape, or there are other numbers of titles than of images.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.plots import plot_images
+      >>> black, white = np.zeros((8, 8, 3)), np.ones((8, 8, 3))
+      >>> plot_images([black, white], ["black", "taken for grey"]).figure.savefig("images.png")
     """
     images = [_pixels(image) for image in images]
     if not images:
@@ -73,6 +79,12 @@ def plot_heat_map(
 
     Raises:
       EcaJaxError: a shape is another, or the map is not finite.
+
+    Example:
+      >>> import numpy as np
+      >>> from eca_jax.plots import plot_heat_map
+      >>> photograph, heat = np.full((224, 224, 3), 128, np.uint8), np.eye(7)
+      >>> plot_heat_map(heat, photograph).figure.savefig("heat.png")
     """
     heat = np.asarray(heat, np.float64)
     if heat.ndim != 2 or not np.isfinite(heat).all():
@@ -107,6 +119,17 @@ def plot_activation_maps(maps: np.ndarray, *, columns: int | None = None, ax: Ax
 
     Raises:
       EcaJaxError: the maps have another shape.
+
+    Example:
+      >>> import eca_jax
+      >>> import jax
+      >>> from eca_jax.analysis import activations
+      >>> from eca_jax.plots import plot_activation_maps
+      >>> from flax import nnx
+      >>> model = eca_jax.create_model("eca_resnet18", width_multiplier=0.125, rngs=nnx.Rngs(0))
+      >>> model.eval()
+      >>> maps = activations(model, jax.random.normal(jax.random.key(0), (2, 64, 64, 3)), "layer1.0")["layer1.0"]
+      >>> plot_activation_maps(maps[0]).figure.savefig("maps.png")
     """
     maps = np.asarray(maps, np.float64)
     if maps.ndim != 3 or not maps.size:

@@ -31,6 +31,15 @@ def plot_kernel_size(points: Sequence[Point], measure: str, *, scale: float = 1.
       measure: what the scores are, with the unit: 'top-1 (%)'.
       scale: the factor from the scores to that unit: 100 for per cent.
       ax: where to draw; None is new axes of a column's width.
+
+    Example:
+      >>> from eca_jax.analysis.kernel_sizes import to_point
+      >>> from eca_jax.plots import plot_kernel_size
+      >>> scores = {"1": (0.95, 0.96), "3": (0.97, 0.98), "5": (0.96, 0.98)}  # of two seeds each
+      >>> points = [to_point(size, reference=False, values=values) for size, values in scores.items()]
+      >>> ax = plot_kernel_size(points, "top-1 (%)", scale=100)
+      >>> [label.get_text() for label in ax.get_xticklabels()]
+      ['1', '3', '5']
     """
     sizes = [point for point in points if not point.reference]
     single = [point for point in sizes if point.label.isdecimal()]
@@ -55,7 +64,15 @@ def plot_kernel_size(points: Sequence[Point], measure: str, *, scale: float = 1.
 
 
 def kernel_size_figure(points: Sequence[Point], measure: str, *, scale: float = 1.0) -> Figure:
-    """`plot_kernel_size`, by itself."""
+    """`plot_kernel_size`, by itself.
+
+    Example:
+      >>> from eca_jax.analysis.kernel_sizes import to_point
+      >>> from eca_jax.plots import kernel_size_figure
+      >>> eca = to_point("3", reference=False, values=(0.97, 0.98))  # of two seeds
+      >>> se = to_point("se", reference=True, values=(0.96, 0.97))
+      >>> kernel_size_figure([eca, se], "top-1 (%)", scale=100).savefig("kernel_sizes.pdf")
+    """
     with styled():
         figure = new_figure(COLUMN, HEIGHT)
         plot_kernel_size(points, measure, scale=scale, ax=figure.add_subplot())

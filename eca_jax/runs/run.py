@@ -54,6 +54,14 @@ def load_run(run: str | pathlib.Path, which: str | int = "latest") -> tuple[Back
     """The model of a checkpoint in evaluation mode, the configuration and the class names of its run.
 
     `which` is 'latest', 'best' or a step.
+
+    Example:
+      After `eca-jax train`:
+
+      >>> from eca_jax.training import load_run
+      >>> model, config, class_names = load_run("runs/digits", "best")
+      >>> model.architecture.name, config.batch_size, class_names[:3]
+      ('eca_resnet18', 64, ('0', '1', '2'))
     """
     found = read_run(run, which)
     return found.model, found.config, found.class_names

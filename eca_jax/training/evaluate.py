@@ -126,6 +126,14 @@ def evaluate_run(
     features of a TFDS data set, as in `open_source`. `preprocess` has the fields that are not to be the run's
     (`PreprocessConfig.for_evaluation`); `started` is called before an image is read, and `each` at the end, with what
     is said of each example.
+
+    Example:
+      After `eca-jax train`:
+
+      >>> from eca_jax.training import evaluate_run
+      >>> step, task, scores = evaluate_run("runs/digits")
+      >>> sorted(scores)
+      ['count', 'loss', 'top1', 'top5']
     """
     with open_run(run) as checkpoints:
         step = choose_step(checkpoints, which)

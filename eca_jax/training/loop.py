@@ -93,6 +93,21 @@ def train(
     Raises:
       EcaJaxError: what the user can mend; more than `optim.max_skipped` steps that are not finite, with the last of
         them and the last good checkpoint.
+
+    Example:
+      >>> import dataclasses
+      >>> from eca_jax.config import load_config
+      >>> from eca_jax.training import train
+      >>> config = load_config("digits")
+      >>> model = dataclasses.replace(config.model, width_multiplier=0.125)
+      >>> config = dataclasses.replace(config, model=model, epochs=2, workdir="runs/small")
+      >>> result = train(config)
+      model: eca_resnet18, 176,446 parameters, float32
+      data: digits, 1,437 images to train on and 360 held out, 10 classes, 8 x 8 pixels
+      ...
+      step 44, epoch 1.96: held-out top-1 ...
+      >>> result.finished, result.step, sorted(result.evaluation)
+      (True, 44, ['count', 'loss', 'top1', 'top5'])
     """
     if not isinstance(config, Config):
         raise EcaJaxError(f"train: expected a Config, such as eca_jax.config.load_config('digits'), got {config!r}")

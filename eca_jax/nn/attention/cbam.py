@@ -129,6 +129,15 @@ class CBAM(nnx.Module):
 
     Source: Woo et al., CBAM: Convolutional Block Attention Module, ECCV 2018; github.com/Jongchan/attention-module,
     MODELS/cbam.py and MODELS/model_resnet.py.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from eca_jax.nn.attention import CBAM
+      >>> from flax import nnx
+      >>> attention = CBAM(64, rngs=nnx.Rngs(0))
+      >>> attention.eval()  # its batch norm
+      >>> attention(jnp.ones((2, 8, 8, 64))).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(

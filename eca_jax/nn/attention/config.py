@@ -16,6 +16,15 @@ class AttentionConfig:
 
     Which options there are depends on the kind (see `ATTENTIONS`). Without a kind, the options change the attention
     that the model's name says: `create_model("eca_resnet50", attention=AttentionConfig(kernel_sizes=3))`.
+
+    Example:
+      >>> from eca_jax.nn import AttentionConfig
+      >>> AttentionConfig("eca", kernel_sizes=5).options
+      ECAOptions(kernel_sizes=5, circular=False)
+      >>> AttentionConfig("eca", kernel_sizes=4)
+      Traceback (most recent call last):
+      ...
+      eca_jax.errors.EcaJaxError: attention.kernel_sizes: expected an odd size ...
     """
 
     def __init__(self, kind: str | None = None, **options: Any):

@@ -24,6 +24,11 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
     """|log2(channels) / gamma + b / gamma|_odd, at least 3 (ECA-Net, equation 12, rounded as the authors and timm do).
 
     16..96 channels give 3, 128..1280 give 5, 2048 gives 7.
+
+    Example:
+      >>> from eca_jax.nn import adaptive_kernel_size
+      >>> [adaptive_kernel_size(channels) for channels in (64, 128, 256, 512, 2048)]
+      [3, 5, 5, 5, 7]
     """
     t = int(abs((math.log2(channels) + b) / gamma))
     return max(t if t % 2 else t + 1, 3)
@@ -114,6 +119,18 @@ class ECA(ChannelGate):
 
     Args:
       kernel_size: k, an odd number; None is the formula's, `adaptive_kernel_size(channels)`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from eca_jax.nn import ECA
+      >>> from flax import nnx
+      >>> attention = ECA(64, rngs=nnx.Rngs(0))
+      >>> attention.kernel.shape
+      (3,)
+      >>> attention(jnp.ones((2, 8, 8, 64))).shape
+      (2, 8, 8, 64)
+      >>> attention.gate(jnp.zeros((2, 64)))[0, 0]  # of averages
+      Array(0.5, dtype=float32)
     """
 
     def __init__(

@@ -59,6 +59,16 @@ class SE(ChannelGate):
 
     Args:
       hidden: None is channels / 16. `hidden_width` computes other widths, such as timm's.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from eca_jax.nn import SE
+      >>> from flax import nnx
+      >>> attention = SE(64, rngs=nnx.Rngs(0))
+      >>> attention.fc1.kernel.shape, attention.fc2.kernel.shape
+      ((64, 4), (4, 64))
+      >>> attention(jnp.ones((2, 8, 8, 64))).shape
+      (2, 8, 8, 64)
     """
 
     def __init__(

@@ -34,6 +34,13 @@ class SimAM(nnx.Module):
 
     Source: Yang et al., SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks, ICML 2021;
     github.com/ZjjConan/SimAM, networks/attentions/simam_module.py.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from eca_jax.nn.attention import SimAM
+      >>> from flax import nnx
+      >>> SimAM(64, rngs=nnx.Rngs(0))(jnp.ones((2, 8, 8, 64)))[0, 0, 0, 0]
+      Array(0.62..., dtype=float32)
     """
 
     def __init__(self, channels: int, *, lam: float = 1e-4, rngs: nnx.Rngs):
