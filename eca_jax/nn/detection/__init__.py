@@ -39,4 +39,5 @@ from eca_jax.nn.detection.matching import (
     match_mmdet1 as match_mmdet1,
     match_torchvision as match_torchvision,
 )
+from eca_jax.nn.detection.nms import nms as nms, nms_of_sorted as nms_of_sorted, select as select
 from eca_jax.nn.detection.sampling import sample as sample

@@ -1,9 +1,9 @@
 """Greedy non-maximum suppression, exact and in fixed shapes.
 
-In the order of falling scores, a box is kept unless it overlaps a kept one by more than a threshold. This looks as if it
-had to be done box by box. But with S_ij = (i comes before j and overlaps it), keep_j = not any_i(keep_i and S_ij) has
-one solution only, and to iterate it from all-true reaches this solution after at most as many steps as the longest chain
-of boxes that suppress each other has; a handful in practice. No number of boxes, of kept boxes or of steps is assumed.
+In the order of falling scores, a box is kept unless it overlaps a kept one by more than a threshold. This looks as if
+it had to be done box by box. But with S_ij = (i comes before j and overlaps it), keep_j = not any_i(keep_i and S_ij)
+has one solution only, and iterating it from all-true reaches this solution after at most as many steps as there are
+boxes in the longest chain of suppressions: a handful in practice. Nothing limits how many boxes there are or are kept.
 """
 
 import math
@@ -59,7 +59,7 @@ def nms_of_sorted(
     valid: ArrayLike | None = None,
     groups: ArrayLike | None = None,
 ) -> jax.Array:
-    """`nms` of boxes (n, 4) that are in the order of falling scores already, as `jax.lax.top_k` gives them: (n,) bool."""
+    """`nms` of boxes (n, 4) that are sorted by falling scores already, as `jax.lax.top_k` gives them: (n,) bool."""
     boxes = widened(jnp.asarray(boxes))
     n = len(boxes)
     size = min(BLOCK, n)
