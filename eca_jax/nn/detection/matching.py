@@ -22,7 +22,8 @@ def match_torchvision(
     A candidate is matched to the object that it overlaps most, the first of several, if by `high` or more. It is
     `BELOW` if by less than `low`. With `low_quality`, every candidate that no other exceeds in its overlap with some
     object is matched to the object that it overlaps most itself, which may be another. So an object that overlaps no
-    candidate, as no other exceeds 0 there, makes all of them match. A NaN counts as the largest overlap.
+    candidate, as no other exceeds 0 there, makes all of them match. A NaN counts as the largest overlap of its
+    candidate; its object has no best candidate.
 
     Args:
       overlaps: (m, n), with m >= 1, the IoU of every object with every candidate.
