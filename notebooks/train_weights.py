@@ -3,9 +3,9 @@
     pip install -e '.[notebooks]' && python notebooks/train_weights.py
 
 One network for each attention, as configs/photographs.py describes; the last step of each becomes a file of less than
-1 MB, `NAME.safetensors`, and its score on the held-out tiles an entry of scores.json. It takes two minutes for each on
-a core of an Intel Xeon at 2.1 GHz. The same command goes on with runs that were interrupted. On another machine or with
-another JAX the weights differ, and the scores by a few tiles.
+1 MB, `NAME.safetensors`, and its score on the held-out tiles an entry of scores.json. It takes about two
+minutes for each on a core of an Intel Xeon. The same command goes on with runs that were interrupted. On another
+machine or with another JAX the weights differ, and the scores by a few tiles.
 """
 
 import dataclasses
