@@ -10,7 +10,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from eca_jax.nn.norm import widened
@@ -23,7 +22,7 @@ LARGEST_LOG_SIZE = math.log(1000 / 16)
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """What a library means by the numbers of a box, and where it puts its anchors: `TORCHVISION` or `MMDET1`.
+    """What a library means by the numbers of a box, and how it makes and uses them: `TORCHVISION` or `MMDET1`.
 
     Args:
       inclusive: x2 - x1 + inclusive is the width of a box. 0 if x2 is the coordinate of its right edge, and 1 if it is
@@ -33,17 +32,34 @@ class Convention:
         middle.
       fixed_strides: whether cells are as many pixels apart as the network's stride says; otherwise what the image's
         size divided by the number of cells is, rounded down.
+      smallest_region: the least height and width, in cells, that `roi_align` divides into bins.
+      level_epsilon: what is added to a box's side, divided by 224 pixels, and to the logarithm of that, so that
+        rounding moves no box of just the side at which a level begins to the one below (`pyramid_level`).
     """
 
     inclusive: float
     log_sizes: tuple[float, float]
     anchor_centre: float
     fixed_strides: bool
+    smallest_region: float
+    level_epsilon: tuple[float, float]
 
 
-TORCHVISION = Convention(inclusive=0.0, log_sizes=(-math.inf, LARGEST_LOG_SIZE), anchor_centre=0.0, fixed_strides=False)
+TORCHVISION = Convention(
+    inclusive=0.0,
+    log_sizes=(-math.inf, LARGEST_LOG_SIZE),
+    anchor_centre=0.0,
+    fixed_strides=False,
+    smallest_region=1.0,
+    level_epsilon=(0.0, 1e-6),
+)
 MMDET1 = Convention(
-    inclusive=1.0, log_sizes=(-LARGEST_LOG_SIZE, LARGEST_LOG_SIZE), anchor_centre=0.5, fixed_strides=True
+    inclusive=1.0,
+    log_sizes=(-LARGEST_LOG_SIZE, LARGEST_LOG_SIZE),
+    anchor_centre=0.5,
+    fixed_strides=True,
+    smallest_region=0.0,
+    level_epsilon=(1e-6 / 4, 0.0),  # 1e-6 relative to 56 pixels,
 )
 
 
@@ -63,14 +79,21 @@ def iou(a: ArrayLike, b: ArrayLike, convention: Convention) -> jax.Array:
 
     As in both libraries, it is NaN for two boxes without area and for boxes that contain NaN.
     """
-    # By coordinate and with `where`: this is vectorised on CPUs, and no product is fused with a sum, which would round
-    # otherwise than the libraries do and decide some pairs at a threshold differently. The barrier is for that too.
+    # By coordinate, which is vectorised on CPUs, and rounded as in the libraries: some pairs are just at a threshold.
     a, b = widened(jnp.asarray(a)).T[..., None], widened(jnp.asarray(b)).T[:, None]
     width = jnp.minimum(a[2], b[2]) - jnp.maximum(a[0], b[0]) + convention.inclusive
     height = jnp.minimum(a[3], b[3]) - jnp.maximum(a[1], b[1]) + convention.inclusive
     both = jnp.where((width > 0) & (height > 0), width * height, 0)
-    areas = lax.optimization_barrier([area(boxes.T, convention) for boxes in (a, b)])
-    return both / (areas[0].T + areas[1].T - both)
+    areas = [rounded(area(boxes.T, convention).T) for boxes in (a, b)]
+    return both / (areas[0] + areas[1] - both)
+
+
+def rounded(product: jax.Array) -> jax.Array:
+    """A product (...) as it is, kept from being fused with the sum that it goes into, which would round but once.
+
+    XLA drops an `optimization_barrier` before it fuses, but does not look through a selection.
+    """
+    return jnp.where(jnp.isnan(product), jnp.nan, product)
 
 
 def encode(boxes: ArrayLike, anchors: ArrayLike, weights: Weights, convention: Convention) -> jax.Array:
