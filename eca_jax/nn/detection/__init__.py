@@ -32,6 +32,7 @@ from eca_jax.nn.detection.losses import (
     sigmoid_focal as sigmoid_focal,
     smooth_l1 as smooth_l1,
 )
+from eca_jax.nn.detection.masks import Patch as Patch, mask_targets as mask_targets, paste as paste, patches as patches
 from eca_jax.nn.detection.matching import (
     BELOW as BELOW,
     BETWEEN as BETWEEN,
@@ -40,4 +41,5 @@ from eca_jax.nn.detection.matching import (
     match_torchvision as match_torchvision,
 )
 from eca_jax.nn.detection.nms import nms as nms, nms_of_sorted as nms_of_sorted, select as select
+from eca_jax.nn.detection.roi_align import pyramid_level as pyramid_level, roi_align as roi_align
 from eca_jax.nn.detection.sampling import sample as sample
