@@ -35,7 +35,7 @@ REPOSITORY = os.environ.get("GITHUB_REPOSITORY", "")
 repository_url = f"https://github.com/{REPOSITORY}" if REPOSITORY else ""
 
 # Pages are the Markdown files that a code host shows too: headings have its anchors.
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 shutil.rmtree(HERE / "notebooks", ignore_errors=True)  # Sphinx reads only what is below this directory
 shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", ignore=shutil.ignore_patterns(".*"))
@@ -62,6 +62,7 @@ html_theme_options = {
     "navigation_with_keys": False,
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "secondary_sidebar_items": {"*": ["page-toc"], "api/*": ["page-toc"]},  # notebooks need its room (site.css)
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
     **({"repository_url": repository_url, "use_repository_button": True} if REPOSITORY else {}),
