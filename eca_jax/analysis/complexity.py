@@ -100,10 +100,11 @@ def complexity(model: Backbone | str, image_size: int | tuple[int, int] = 224) -
       >>> plain, eca = complexity("resnet50"), complexity("eca_resnet50")
       >>> plain.parameters, eca.parameters - plain.parameters
       (25557032, 80)
-      >>> round(plain.multiply_adds / 1e9, 2), eca.multiply_adds - plain.multiply_adds
-      (4.09, 86272)
-      >>> next(layer for layer in eca.layers if layer.kind == "ECA")
-      Layer(path='layer1.0.attn', kind='ECA', output=(56, 56, 256), parameters=3, multiply_adds=768, activations=256)
+      >>> plain.multiply_adds, eca.multiply_adds - plain.multiply_adds
+      (4089184256, 86272)
+      >>> layer = next(layer for layer in eca.layers if layer.kind == "ECA")
+      >>> layer.path, layer.output, layer.parameters
+      ('layer1.0.attn', (56, 56, 256), 3)
     """
     size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
