@@ -46,12 +46,12 @@ def suppression(rng: np.random.Generator) -> Iterator[Pair]:
     boxes = np.concatenate([heaps(rng, 1000) for _ in range(5)])
     scores, valid = rng.normal(size=5000).astype(np.float32), np.arange(5000) < len(levels)
     each = jax.jit(jax.vmap(lambda b, s, v: nms(b, s, 0.7, TORCHVISION, valid=v)))
-    ours = [jax.numpy.asarray(x.reshape(5, 1000, *x.shape[1:])) for x in (boxes, scores, valid)]
+    ours = [jax.numpy.asarray(np.stack(np.split(x, 5))) for x in (boxes, scores, valid)]
     theirs = [torch.from_numpy(x[: len(levels)].copy()) for x in (boxes, scores, levels)]
     yield (
         "NMS of 4,819 proposals of 5 levels",
         lambda: jax.block_until_ready(each(*ours)),
-        lambda: torchvision.ops.batched_nms(*theirs, 0.7),
+        lambda: torchvision.ops.batched_nms(*theirs, iou_threshold=0.7),
     )
 
     boxes = np.stack([heaps(rng, 1000) for _ in range(90)], axis=1)
@@ -127,7 +127,7 @@ def seconds(function: Callable[[], object], clock: Callable[[], float]) -> float
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--wall", action="store_true", help="wall-clock seconds, on a quiet machine")
@@ -136,7 +136,8 @@ def main() -> None:
     rows = []
     for part in args.parts:
         for name, ours, theirs in PARTS[part](np.random.default_rng(0)):
-            ours(), theirs()
+            ours()
+            theirs()
             cases = {
                 "ours": functools.partial(seconds, ours, clock),
                 "theirs": functools.partial(seconds, theirs, clock),

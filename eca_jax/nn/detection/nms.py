@@ -46,8 +46,8 @@ def nms(
       groups: (n,) integers, a class or a level. Only boxes of the same group suppress each other. None: all do.
     """
     order = jnp.argsort(jnp.asarray(scores), stable=True, descending=True)
-    boxes, valid, groups = (None if x is None else jnp.asarray(x)[order] for x in (boxes, valid, groups))
-    keep = nms_of_sorted(boxes, threshold, convention, valid=valid, groups=groups)
+    valid, groups = (None if x is None else jnp.asarray(x)[order] for x in (valid, groups))
+    keep = nms_of_sorted(jnp.asarray(boxes)[order], threshold, convention, valid=valid, groups=groups)
     return jnp.zeros_like(keep).at[order].set(keep, unique_indices=True)
 
 
