@@ -184,6 +184,16 @@ def test_no_markup_is_left_in_the_reference(site):
             assert not re.search(r":py:|``|`\w", prose), page
 
 
+@pytest.mark.site
+def test_formulas_are_seen_as_such(site):
+    """A formula of a notebook is an element for MathJax; one that is not is a paragraph with dollars."""
+    pages = {page: text for page, text in pages_of(site).items() if page.startswith("notebooks/")}
+    assert any('class="math notranslate' in text for text in pages.values())
+    for page, text in pages.items():
+        paragraphs = re.findall(r"(?s)<p>(.*?)</p>", re.sub(r"(?s)<(script|pre|code)\b.*?</\1>", "", text))
+        assert [paragraph for paragraph in paragraphs if "$" in paragraph] == [], page
+
+
 @pytest.fixture(scope="module")
 def browser(site):
     sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
