@@ -48,6 +48,7 @@ from eca_jax.models.resnet import VARIANTS, BasicBlock, ResNet, Variant
 from eca_jax.nn.attention import ATTENTIONS, AttentionConfig, Place, Slot, build_attention
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.pool import max_pool
+from eca_jax.nn.valid import Valid, masked
 from eca_jax.plain import to_plain
 from eca_jax.precompile.hlo import bytes_moved
 from eca_jax.precompile.targets import parse_target, topology_devices
@@ -68,8 +69,8 @@ class Shallow(ResNet):
         super().__init__(variant, bricks, **options)
         self.feature_info = tuple(dataclasses.replace(one, stride=2 * one.stride) for one in self.feature_info)
 
-    def _stem(self, x: jax.Array) -> jax.Array:
-        return max_pool(super()._stem(x), training=not self.bn1.use_running_average)
+    def _stem(self, x: jax.Array, valid: Valid | None = None) -> jax.Array:
+        return max_pool(masked(super()._stem(x, valid), valid), training=not self.bn1.use_running_average)
 
 
 ONE_BLOCK = Variant(BasicBlock, (1, 1, 1, 1), released=VARIANTS["resnet18"].released)

@@ -11,6 +11,7 @@ from eca_jax.models.resnet import BasicBlock, Bottleneck, Variant
 from eca_jax.nn.attention import BA, Place
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.tail import conv_norm, in_turn, tail
+from eca_jax.nn.valid import Valid
 
 
 def bridge(inner: Sequence[int], channels: int, bricks: Bricks) -> BA:
@@ -27,11 +28,21 @@ class BABasicBlock(BasicBlock):
         super().__init__(c_in, planes, spacing, place, average, drop_path, bricks)
         self.attn = bridge((planes,), planes, bricks)
 
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        residual = x if self.downsample is None else in_turn(x, *self.downsample.layers)
-        x = conv_norm(x, self.conv1, self.bn1, relu=True)
-        gate = self.attn.after(x)
-        return tail(x, self.conv2, self.bn2, gate, drop_path=self.drop_path, rngs=rngs, shortcut=residual, relu=True)
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None, valid: Valid | None = None) -> jax.Array:
+        residual = x if self.downsample is None else in_turn(x, *self.downsample.layers, valid=valid)
+        x = conv_norm(x, self.conv1, self.bn1, relu=True, valid=valid)
+        gate = self.attn.after(x, valid=valid)
+        return tail(
+            x,
+            self.conv2,
+            self.bn2,
+            gate,
+            drop_path=self.drop_path,
+            rngs=rngs,
+            shortcut=residual,
+            relu=True,
+            valid=valid,
+        )
 
 
 class BABottleneck(Bottleneck):
@@ -43,13 +54,21 @@ class BABottleneck(Bottleneck):
         super().__init__(c_in, planes, spacing, place, average, drop_path, bricks)
         self.attn = bridge((planes, planes), planes * self.expansion, bricks)
 
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        residual = x if self.downsample is None else in_turn(x, *self.downsample.layers)
-        first = conv_norm(x, self.conv1, self.bn1, relu=True)
-        second = conv_norm(first, self.conv2, self.bn2, relu=True)
-        gate = self.attn.after(first, second)
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None, valid: Valid | None = None) -> jax.Array:
+        residual = x if self.downsample is None else in_turn(x, *self.downsample.layers, valid=valid)
+        first = conv_norm(x, self.conv1, self.bn1, relu=True, valid=valid)
+        second = conv_norm(first, self.conv2, self.bn2, relu=True, valid=valid)
+        gate = self.attn.after(first, second, valid=valid)
         return tail(
-            second, self.conv3, self.bn3, gate, drop_path=self.drop_path, rngs=rngs, shortcut=residual, relu=True
+            second,
+            self.conv3,
+            self.bn3,
+            gate,
+            drop_path=self.drop_path,
+            rngs=rngs,
+            shortcut=residual,
+            relu=True,
+            valid=valid,
         )
 
 

@@ -14,6 +14,7 @@ from eca_jax.errors import EcaJaxError
 from eca_jax.models.settings import checked
 from eca_jax.nn.attention import AttentionConfig, squeeze
 from eca_jax.nn.bricks import Bricks
+from eca_jax.nn.valid import Valid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +120,17 @@ class Backbone(nnx.Module):
     """The attribute that has the last layer, which `reset_classifier` replaces."""
     classifier_options: ClassVar[Mapping[str, Any]] = {}
     """Arguments of `Bricks.classifier` by which the last layer is made."""
+    head_layers: ClassVar[tuple[str, ...]] = ("fc",)
+    """The attributes that `features` needs none of, which a detector leaves out."""
 
-    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
-        """(b, h, w, in_channels) -> every stage's output, (b, h / stride, w / stride, channels): see `feature_info`."""
+    def features(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, valid: Valid | None = None
+    ) -> dict[str, jax.Array]:
+        """(b, h, w, in_channels) -> every stage's output, (b, h / stride, w / stride, channels): see `feature_info`.
+
+        `valid` says where in the batch the images are, if they are padded; what is beyond them in the outputs means
+        nothing. A backbone without this argument takes images that fill their batch.
+        """
         raise NotImplementedError
 
     def head(self, x: jax.Array, *, pre_logits: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -157,16 +166,17 @@ class Backbone(nnx.Module):
         return self.head(self.features(x, rngs=rngs)[self.feature_info[-1].name], rngs=rngs)
 
     @property
-    def run(self) -> Callable[[nnx.Module, Any, nnx.Rngs | None], Any]:
-        """(block, activation (b, h, w, c), rngs) -> what one residual block makes of it.
+    def run(self) -> Callable[..., Any]:
+        """(block, activation (b, h, w, c), rngs, valid) -> what one residual block makes of it.
 
-        The activation may be among other arrays in a tuple, if the block takes one.
+        The activation may be among other arrays in a tuple, if the block takes one. `valid` is None where the images
+        fill their batch; only then blocks without that argument can be run.
 
         No method: `nnx.tabulate` calls those in its own way, and fails where a module is among the arguments.
         """
 
-        def call(block: Any, x: Any, rngs: nnx.Rngs | None) -> Any:
-            return block(x, rngs=rngs)
+        def call(block: Any, x: Any, rngs: nnx.Rngs | None, valid: Valid | None = None) -> Any:
+            return block(x, rngs=rngs) if valid is None else block(x, rngs=rngs, valid=valid)
 
         return nnx.remat(call) if self.rematerialise else call
 

@@ -10,6 +10,7 @@ from eca_jax.models.resnet import STAGES, BasicBlock, Bottleneck, ResNet, Varian
 from eca_jax.nn.attention import EMCA, squeeze
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.tail import conv_norm, in_turn, tail
+from eca_jax.nn.valid import Valid
 
 Memory = tuple[jax.Array, ...]
 """The averages (b, c) of the stem's output, and of the branch of the last block of every earlier stage."""
@@ -24,13 +25,23 @@ class EMCABasicBlock(BasicBlock):
     attn: EMCA
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]: `features` calls it
-        self, inputs: tuple[jax.Array, Memory], *, rngs: nnx.Rngs | None = None
+        self, inputs: tuple[jax.Array, Memory], *, rngs: nnx.Rngs | None = None, valid: Valid | None = None
     ) -> tuple[jax.Array, jax.Array]:
         x, memory = inputs
         gate = self.attn.after(memory)
-        residual = x if self.downsample is None else in_turn(x, *self.downsample.layers)
-        x = conv_norm(x, self.conv1, self.bn1, relu=True)
-        x = tail(x, self.conv2, self.bn2, gate, drop_path=self.drop_path, rngs=rngs, shortcut=residual, relu=True)
+        residual = x if self.downsample is None else in_turn(x, *self.downsample.layers, valid=valid)
+        x = conv_norm(x, self.conv1, self.bn1, relu=True, valid=valid)
+        x = tail(
+            x,
+            self.conv2,
+            self.bn2,
+            gate,
+            drop_path=self.drop_path,
+            rngs=rngs,
+            shortcut=residual,
+            relu=True,
+            valid=valid,
+        )
         return x, gate.averages
 
 
@@ -43,14 +54,24 @@ class EMCABottleneck(Bottleneck):
     attn: EMCA
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]: `features` calls it
-        self, inputs: tuple[jax.Array, Memory], *, rngs: nnx.Rngs | None = None
+        self, inputs: tuple[jax.Array, Memory], *, rngs: nnx.Rngs | None = None, valid: Valid | None = None
     ) -> tuple[jax.Array, jax.Array]:
         x, memory = inputs
         gate = self.attn.after(memory)
-        residual = x if self.downsample is None else in_turn(x, *self.downsample.layers)
-        x = conv_norm(x, self.conv1, self.bn1, relu=True)
-        x = conv_norm(x, self.conv2, self.bn2, relu=True)
-        x = tail(x, self.conv3, self.bn3, gate, drop_path=self.drop_path, rngs=rngs, shortcut=residual, relu=True)
+        residual = x if self.downsample is None else in_turn(x, *self.downsample.layers, valid=valid)
+        x = conv_norm(x, self.conv1, self.bn1, relu=True, valid=valid)
+        x = conv_norm(x, self.conv2, self.bn2, relu=True, valid=valid)
+        x = tail(
+            x,
+            self.conv3,
+            self.bn3,
+            gate,
+            drop_path=self.drop_path,
+            rngs=rngs,
+            shortcut=residual,
+            relu=True,
+            valid=valid,
+        )
         return x, gate.averages
 
 
@@ -64,13 +85,15 @@ class EMCAResNet(ResNet):
                 remembered = stage + 1 if i else 0
                 block.attn = EMCA(info.channels, remembered, param_dtype=bricks.param_dtype, rngs=bricks.rngs)
 
-    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
-        x, outputs = self._stem(x), {}
-        memory, averages = (), squeeze(x)
+    def features(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, valid: Valid | None = None
+    ) -> dict[str, jax.Array]:
+        x, outputs = self._stem(x, valid), {}
+        memory, averages = (), squeeze(x, valid)
         for name in STAGES:
             memory += (averages,)
             for block in getattr(self, name):
-                x, averages = self.run(block, (x, memory), rngs)
+                x, averages = self.run(block, (x, memory), rngs, valid)
             outputs[name] = x
         return outputs
 

@@ -17,6 +17,7 @@ from eca_jax.nn.attention import Place
 from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.layers import Dropout
 from eca_jax.nn.tail import conv_norm, tail
+from eca_jax.nn.valid import Valid
 
 
 class ConvBN(nnx.Module):
@@ -36,8 +37,8 @@ class ConvBN(nnx.Module):
         self.conv = bricks.conv(c_in, c_out, kernel_size, stride, groups=groups, dilation=dilation)
         self.bn = bricks.norm(c_out)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return nnx.relu6(conv_norm(x, self.conv, self.bn))
+    def __call__(self, x: jax.Array, valid: Valid | None = None) -> jax.Array:
+        return nnx.relu6(conv_norm(x, self.conv, self.bn, valid=valid))
 
 
 class InvertedResidual(nnx.Module):
@@ -57,10 +58,10 @@ class InvertedResidual(nnx.Module):
         self.drop_path = bricks.drop_path(drop_path)
         self.residual = spacing.stride == 1 and c_in == c_out
 
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None, valid: Valid | None = None) -> jax.Array:
         h = x if self.expand is None else self.expand(x)
         return tail(
-            self.depthwise(h),
+            self.depthwise(h, valid),
             self.project,
             self.bn,
             self.attn,
@@ -68,6 +69,7 @@ class InvertedResidual(nnx.Module):
             rngs=rngs,
             shortcut=x if self.residual else None,
             relu=False,
+            valid=valid,
         )
 
 
@@ -106,6 +108,7 @@ class MobileNetV2(Backbone):
     """
 
     classifier_name = "classifier"
+    head_layers = ("last", "classifier")
     classifier_options: ClassVar = {"layer": nnx.Linear, "kernel_init": nnx.initializers.normal(0.01)}
 
     def __init__(
@@ -150,14 +153,16 @@ class MobileNetV2(Backbone):
         self.dropout = Dropout(0.25 if dropout is None else dropout)
         self.classifier = bricks.classifier(width, num_classes, **self.classifier_options)
 
-    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+    def features(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, valid: Valid | None = None
+    ) -> dict[str, jax.Array]:
         expect_images(x, self.in_channels)
-        x = self.stem(x)
+        x = self.stem(x, valid)
         outputs = {}
         start = 0
         for info, end in zip(self.feature_info, self.ends, strict=True):
             for block in self.blocks[start:end]:
-                x = self.run(block, x, rngs)
+                x = self.run(block, x, rngs, valid)
             outputs[info.name] = x
             start = end
         return outputs

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from eca_jax.data.image_files import check_image_file, read_image_file
-from eca_jax.data.preprocess import PreprocessConfig, as_rgb, decode, eval_pixels, normalise
+from eca_jax.data.preprocess import as_rgb, decode, eval_pixels, normalise
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Backbone
 
@@ -51,25 +51,29 @@ def preprocess(image: Picture | Sequence[Picture], model: Backbone) -> jax.Array
     images = image if isinstance(image, list | tuple) else [image]
     if not images:
         raise EcaJaxError("image: expected an image or a list of them, got an empty one")
-    pixels = np.stack([_pixels(one, model.preprocess) for one in images])
+    pixels = np.stack([of_picture(one, lambda rgb: eval_pixels(rgb, model.preprocess)) for one in images])
     return normalise(jnp.asarray(pixels), model.preprocess)
 
 
-def _pixels(image: Any, config: PreprocessConfig) -> np.ndarray:
-    """uint8 (size, size, 3)."""
+def of_picture(image: Any, make: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """What `make` makes of an image in RGB, which is given in any of the forms of `Picture`.
+
+    Raises:
+      EcaJaxError: there is no such file or it is no image, or the array has another type or shape.
+    """
     if isinstance(image, str | os.PathLike):
         file = check_image_file(os.fspath(image))
-        return read_image_file(file, lambda data: eval_pixels(decode(data), config))
+        return read_image_file(file, lambda data: make(decode(data)))
     if isinstance(image, bytes | bytearray | memoryview):
-        return _made(f"these {len(image)} bytes", lambda: eval_pixels(decode(bytes(image)), config))
+        return _made(f"these {len(image)} bytes", lambda: make(decode(bytes(image))))
     if isinstance(image, Image.Image):
-        return _made(f"this {type(image).__name__}", lambda: eval_pixels(as_rgb(image), config))
+        return _made(f"this {type(image).__name__}", lambda: make(as_rgb(image)))
     if not isinstance(image, np.ndarray | jax.Array):
         raise EcaJaxError(
             "image: expected a path, the bytes of an image file, a uint8 array (h, w, 3), an image of Pillow or a list "
             f"of those, got {type(image).__name__}"
         )
-    return eval_pixels(as_rgb(Image.fromarray(_checked(np.asarray(image)))), config)
+    return make(as_rgb(Image.fromarray(_checked(np.asarray(image)))))
 
 
 def _made(what: str, make: Callable[[], np.ndarray]) -> np.ndarray:

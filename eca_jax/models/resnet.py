@@ -17,6 +17,7 @@ from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.layers import Dropout
 from eca_jax.nn.pool import max_pool
 from eca_jax.nn.tail import conv_norm, in_turn, tail
+from eca_jax.nn.valid import Valid, masked
 
 
 def shortcut(c_in: int, c_out: int, spacing: Spacing, average: bool, bricks: Bricks) -> nnx.Sequential | None:
@@ -79,11 +80,19 @@ class BasicBlock(nnx.Module):
         self.drop_path = bricks.drop_path(drop_path)
         self.downsample = shortcut(c_in, planes, spacing, average, bricks)
 
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        residual = x if self.downsample is None else in_turn(x, *self.downsample.layers)
-        x = conv_norm(x, self.conv1, self.bn1, relu=True)
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None, valid: Valid | None = None) -> jax.Array:
+        residual = x if self.downsample is None else in_turn(x, *self.downsample.layers, valid=valid)
+        x = conv_norm(x, self.conv1, self.bn1, relu=True, valid=valid)
         return tail(
-            x, self.conv2, self.bn2, self.attn, drop_path=self.drop_path, rngs=rngs, shortcut=residual, relu=True
+            x,
+            self.conv2,
+            self.bn2,
+            self.attn,
+            drop_path=self.drop_path,
+            rngs=rngs,
+            shortcut=residual,
+            relu=True,
+            valid=valid,
         )
 
 
@@ -106,12 +115,20 @@ class Bottleneck(nnx.Module):
         self.drop_path = bricks.drop_path(drop_path)
         self.downsample = shortcut(c_in, c_out, spacing, average, bricks)
 
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        residual = x if self.downsample is None else in_turn(x, *self.downsample.layers)
-        x = conv_norm(x, self.conv1, self.bn1, relu=True)
-        x = conv_norm(x, self.conv2, self.bn2, relu=True)
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None, valid: Valid | None = None) -> jax.Array:
+        residual = x if self.downsample is None else in_turn(x, *self.downsample.layers, valid=valid)
+        x = conv_norm(x, self.conv1, self.bn1, relu=True, valid=valid)
+        x = conv_norm(x, self.conv2, self.bn2, relu=True, valid=valid)
         return tail(
-            x, self.conv3, self.bn3, self.attn, drop_path=self.drop_path, rngs=rngs, shortcut=residual, relu=True
+            x,
+            self.conv3,
+            self.bn3,
+            self.attn,
+            drop_path=self.drop_path,
+            rngs=rngs,
+            shortcut=residual,
+            relu=True,
+            valid=valid,
         )
 
 
@@ -211,18 +228,20 @@ class ResNet(Backbone):
         self.dropout = Dropout(dropout or 0.0)
         self.fc = bricks.classifier(c, num_classes)
 
-    def _stem(self, x: jax.Array) -> jax.Array:
+    def _stem(self, x: jax.Array, valid: Valid | None = None) -> jax.Array:
         """Images (b, h, w, in_channels) -> what the first block gets."""
         expect_images(x, self.in_channels)
         stem = self.conv1.layers if isinstance(self.conv1, nnx.Sequential) else (self.conv1,)
-        x = nnx.relu(in_turn(x, *stem, self.bn1))
-        return x if self.small_stem else max_pool(x, training=not self.bn1.use_running_average)
+        x = nnx.relu(in_turn(x, *stem, self.bn1, valid=valid))
+        return x if self.small_stem else max_pool(masked(x, valid), training=not self.bn1.use_running_average)
 
-    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
-        x, outputs = self._stem(x), {}
+    def features(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, valid: Valid | None = None
+    ) -> dict[str, jax.Array]:
+        x, outputs = self._stem(x, valid), {}
         for name in STAGES:
             for block in getattr(self, name):
-                x = self.run(block, x, rngs)
+                x = self.run(block, x, rngs, valid)
             outputs[name] = x
         return outputs
 

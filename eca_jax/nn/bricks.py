@@ -31,6 +31,8 @@ class Bricks:
       dtype: of the computation (bfloat16 on accelerators). Parameters, statistics, gates and logits stay wider.
       param_dtype: of the parameters and running statistics.
       convolution: the class of all convolutions.
+      normalisation: the class of all batch norms.
+      norm_epsilon: what those of the backbone add to the variance.
     """
 
     attention: AttentionConfig
@@ -40,6 +42,8 @@ class Bricks:
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     convolution: type[Conv] = Conv
+    normalisation: type[BatchNorm] = BatchNorm
+    norm_epsilon: float = 1e-5
 
     def conv(
         self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, *, groups: int = 1, dilation: int = 1
@@ -89,10 +93,11 @@ class Bricks:
         return layer(c_in, num_classes, param_dtype=self.param_dtype, rngs=self.rngs, **initialisers)
 
     def norm(self, channels: int) -> BatchNorm:
-        return BatchNorm(
+        return self.normalisation(
             channels,
             group_size=self.batch_norm_group,
             momentum=self.batch_norm_momentum,
+            epsilon=self.norm_epsilon,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
@@ -111,7 +116,7 @@ class Bricks:
     def gate_norm(self) -> Callable[..., BatchNorm]:
         """Makes a batch norm inside an attention: as `norm`, but its output has the type of the parameters."""
         return functools.partial(
-            BatchNorm,
+            self.normalisation,
             group_size=self.batch_norm_group,
             momentum=self.batch_norm_momentum,
             dtype=self.param_dtype,

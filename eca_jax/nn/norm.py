@@ -113,3 +113,19 @@ class BatchNorm(nnx.Module):
         batch = jax.lax.stop_gradient(batch).astype(running[...].dtype)
         # Not `running[...] = …`: for that, JAX prepares an error message from everything that was traced so far.
         running.set_value((1 - self.momentum) * running[...] + self.momentum * batch)
+
+
+class FixedBatchNorm(BatchNorm):
+    """A `BatchNorm` that always normalises by its running statistics, also in training: those never change.
+
+    Detectors are trained on a few large images at a time, of which no statistics could be had. What they keep are the
+    statistics of the classifier they started from.
+    """
+
+    @property
+    def use_running_average(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return True
+
+    @use_running_average.setter
+    def use_running_average(self, value: bool) -> None:
+        """`nnx.Module.train()` sets it, to no effect."""

@@ -13,13 +13,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from eca_jax.errors import EcaJaxError
 from eca_jax.nn.attention import ChannelGate, Identity, squeeze
 from eca_jax.nn.derivatives import differentiable
 from eca_jax.nn.layers import Conv, rectified
 from eca_jax.nn.norm import BatchNorm, moments, widened
+from eca_jax.nn.valid import Valid, masked
 
 
-def conv_norm(x: jax.Array, conv: Conv, norm: BatchNorm, *, relu: bool = False) -> jax.Array:
+def conv_norm(
+    x: jax.Array, conv: Conv, norm: BatchNorm, *, relu: bool = False, valid: Valid | None = None
+) -> jax.Array:
     """norm(conv(x)), then ReLU if asked for: (b, h, w, c_in) -> (b, h, w, c).
 
     With running statistics, the norm's scale is multiplied into the kernel, so only a bias follows the convolution.
@@ -28,7 +32,12 @@ def conv_norm(x: jax.Array, conv: Conv, norm: BatchNorm, *, relu: bool = False) 
 
     Where something else stands in the place of one of the two, such as what `eca_jax.analysis` looks at them with, both
     are called as they are.
+
+    A kernel that covers several pixels sees zeros outside of the images that `valid` describes.
     """
+    if valid is not None:
+        expect_fixed(norm)
+        x = valid.mask(x) if conv.kernel_size != (1, 1) else x
     if not (isinstance(conv, Conv) and isinstance(norm, BatchNorm)):
         y = norm(conv(x))
         return rectified(y) if relu else y
@@ -59,15 +68,15 @@ def normalised(x: jax.Array, conv: Conv, norm: BatchNorm) -> tuple[jax.Array, ja
     return x, mean, a[:, None, None], b[:, None, None]
 
 
-def in_turn(x: jax.Array, *layers: Any) -> jax.Array:
+def in_turn(x: jax.Array, *layers: Any, valid: Valid | None = None) -> jax.Array:
     """Applies the layers one after another; a convolution and the norm behind it are computed together."""
     rest = list(layers)
     while rest:
         layer = rest.pop(0)
         if isinstance(layer, Conv) and rest and isinstance(rest[0], BatchNorm):
-            x = conv_norm(x, layer, rest.pop(0))
+            x = conv_norm(x, layer, rest.pop(0), valid=valid)
         else:
-            x = layer(x)
+            x = layer(masked(x, valid))
     return x
 
 
@@ -87,6 +96,7 @@ def tail(
     rngs: nnx.Rngs | None,
     shortcut: jax.Array | None,
     relu: bool,
+    valid: Valid | None = None,
 ) -> jax.Array:
     """relu(drop_path(attention(norm(conv(h)))) + shortcut), with or without the relu and the shortcut.
 
@@ -95,17 +105,22 @@ def tail(
       conv: the last convolution, with stride 1, one group and no bias.
       drop_path: drops the branch for whole examples.
       shortcut: (b, h, w, c), or None.
+      valid: the images, where they are padded.
 
     Returns:
       (b, h, w, c) in the norm's dtype.
+
+    Raises:
+      EcaJaxError: there is padding, and an attention that would mix it with the image.
     """
     if not isinstance(attention, ChannelGate | Identity):
+        expect_whole(attention, valid)
         y = drop_path(attention(conv_norm(h, conv, norm)), rngs=rngs)
     elif norm.use_running_average:
-        y = conv_norm(h, conv, norm)
+        y = conv_norm(h, conv, norm, valid=valid)
         if isinstance(attention, ChannelGate):
             narrower = conv.kernel_size == (1, 1) and h.shape[-1] < y.shape[-1]
-            gate = attention.gate(projected(squeeze(h), conv, norm) if narrower else squeeze(y))
+            gate = attention.gate(projected(squeeze(h, valid), conv, norm) if narrower else squeeze(y, valid))
             y = (y * gate[:, None, None]).astype(y.dtype)
         y = drop_path(y, rngs=rngs)
     else:
@@ -120,6 +135,32 @@ def tail(
         y = (x * a + b).astype(norm.dtype)
     y = y if shortcut is None else y + shortcut
     return rectified(y) if relu else y
+
+
+def expect_fixed(norm: BatchNorm) -> None:
+    """Refuses padded images for a batch norm that would take statistics of them.
+
+    Raises:
+      EcaJaxError: it is in training mode.
+    """
+    if not norm.use_running_average:
+        raise EcaJaxError(
+            "batch norm: the statistics of a batch of padded images would be those of the padding; expected "
+            "model.eval(), or a network of FixedBatchNorm, as detectors are"
+        )
+
+
+def expect_whole(attention: nnx.Module, valid: Valid | None) -> None:
+    """Refuses padded images for an attention that knows no padding.
+
+    Raises:
+      EcaJaxError: names the attention.
+    """
+    if valid is not None:
+        raise EcaJaxError(
+            f"{type(attention).__name__}: this attention looks at pixels, and would mix the padding of an image with "
+            "the image; expected images that fill their batch (no `sizes`), or an attention of averages such as ECA"
+        )
 
 
 def affine_relu(

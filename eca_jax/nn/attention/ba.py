@@ -11,6 +11,7 @@ from eca_jax.nn.attention.base import Informed, squeeze
 from eca_jax.nn.attention.se import hidden_width
 from eca_jax.nn.layers import linear
 from eca_jax.nn.norm import BatchNorm
+from eca_jax.nn.valid import Valid
 
 
 class BA(nnx.Module):
@@ -53,9 +54,9 @@ class BA(nnx.Module):
         hidden = sum(norm(fc(s)) for fc, norm, s in zip(self.reduce, self.norms, averages, strict=True))
         return jax.nn.sigmoid(self.expand(jax.nn.relu(hidden)))
 
-    def after(self, *inner: jax.Array) -> Informed:
-        """The gate at the block's end, from the activations (b, ..., c_i) before it."""
-        averages = [squeeze(x) for x in inner]
+    def after(self, *inner: jax.Array, valid: Valid | None = None) -> Informed:
+        """The gate at the block's end, from the activations (b, ..., c_i) before it; `valid` of padded images."""
+        averages = [squeeze(x, valid) for x in inner]
         return Informed(lambda s: self.gate(*averages, s))
 
     def _expect_several(self, batch: int) -> None:

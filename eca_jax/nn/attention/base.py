@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eca_jax.nn.norm import BatchNorm
+from eca_jax.nn.valid import Valid
 
 SUM_OF_PRODUCTS = "sum_of_products"
 """The scope (`jax.named_scope`) of a convolution or matrix product that is written as products and their sum: by it,
@@ -48,8 +49,10 @@ class NoOptions:
     """The options of an attention that has none."""
 
 
-def squeeze(x: jax.Array) -> jax.Array:
-    """(b, ..., c) -> (b, c): the average over the pixels, in float32 or wider."""
+def squeeze(x: jax.Array, valid: Valid | None = None) -> jax.Array:
+    """(b, ..., c) -> (b, c): the average over the pixels, in float32 or wider; with `valid`, of the image."""
+    if valid is not None:
+        return valid.mean(x)
     return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
