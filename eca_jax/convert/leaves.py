@@ -7,9 +7,10 @@ import numpy as np
 from flax import nnx
 
 from eca_jax.models.base import Backbone
+from eca_jax.models.detection.roi_heads import BOX_SIDE, MapLinear
 from eca_jax.nn.attention import CBAM, ECA, ECA_NS, ESE, GC, SE, CoordinateAttention
-from eca_jax.nn.layers import Conv
-from eca_jax.nn.norm import BatchNorm
+from eca_jax.nn.layers import BiasedConv, Conv, DoublingConv
+from eca_jax.nn.norm import BatchNorm, FixedBatchNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +24,23 @@ class Layout:
 SAME = Layout(lambda a: a, lambda a: a)
 CONV = Layout(lambda a: a.transpose(3, 2, 0, 1), lambda a: a.transpose(2, 3, 1, 0))  # h w i o <-> o i h w
 DENSE = Layout(np.transpose, np.transpose)  # i o <-> o i
+TRANSPOSED_CONV = Layout(lambda a: a.transpose(2, 3, 0, 1), lambda a: a.transpose(2, 3, 0, 1))  # h w i o <-> i o h w
 DENSE_AS_CONV = Layout(lambda a: a.T[:, :, None, None], lambda a: a[:, :, 0, 0].T)  # i o <-> o i 1 1
 CONV1D = Layout(lambda a: a[None, None, :], lambda a: a[0, 0, :])  # k <-> 1 1 k
 CONV1D_DEPTHWISE = Layout(lambda a: a.T[:, None, :], lambda a: a[:, 0, :].T)  # k c <-> c 1 k
+
+
+def _dense_of_map(side: int) -> Layout:
+    """A dense layer of the values of a map: (h w c) o <-> o (c h w)."""
+
+    def to_torch(a: np.ndarray) -> np.ndarray:
+        return a.reshape(side, side, -1, a.shape[1]).transpose(3, 2, 0, 1).reshape(a.shape[1], -1)
+
+    def from_torch(a: np.ndarray) -> np.ndarray:
+        return a.reshape(a.shape[0], -1, side, side).transpose(2, 3, 1, 0).reshape(-1, a.shape[0])
+
+    return Layout(to_torch, from_torch)
+
 
 Rules = dict[str, tuple[str, Layout]]
 """Our array -> (PyTorch's name of it, layout)."""
@@ -49,8 +64,12 @@ def _norm(ours: str, theirs: str) -> Rules:
 
 RULES: dict[type, Rules] = {
     Conv: {"kernel": ("weight", CONV)},
+    BiasedConv: {"kernel": ("weight", CONV), "bias": ("bias", SAME)},
+    DoublingConv: {"kernel": ("weight", TRANSPOSED_CONV), "bias": ("bias", SAME)},
     nnx.Linear: {"kernel": ("weight", DENSE), "bias": ("bias", SAME)},
+    MapLinear: {"kernel": ("weight", _dense_of_map(BOX_SIDE)), "bias": ("bias", SAME)},
     BatchNorm: NORM,
+    FixedBatchNorm: NORM,
     ECA: {"kernel": ("conv.weight", CONV1D)},
     ECA_NS: {"kernel": ("conv.weight", CONV1D_DEPTHWISE)},
     SE: _pointwise("fc1", "fc1") | _pointwise("fc2", "fc2"),

@@ -6,6 +6,7 @@ model one to one, so it is used in both directions.
 
 import re
 
+from eca_jax.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from eca_jax.models.mobilenetv2 import STAGES, MobileNetV2
 from eca_jax.models.resnet import ResNet
 
@@ -46,9 +47,19 @@ def _timm_mobilenet() -> Renames:
 
 
 SEQUENTIAL = ((r"\.layers\.", "."),)
+DETECTOR = (
+    *SEQUENTIAL,
+    (r"((inner|layer)_blocks|mask_head|(classification|regression)_head\.conv)\.(\d+)$", r"\1.\4.0"),
+    (r"rpn\.head\.conv$", "rpn.head.conv.0.0"),
+)
+"""Of torchvision since 0.13; the published files have the names of before, `OLD_DETECTOR`."""
 TABLES: dict[str, dict[type, Renames]] = {
     "ecanet": {ResNet: (*SEQUENTIAL, (r"\.attn$", ".eca")), MobileNetV2: _mobilenet()},
-    "torchvision": {ResNet: SEQUENTIAL, MobileNetV2: _mobilenet()},
+    "torchvision": {
+        ResNet: SEQUENTIAL,
+        MobileNetV2: _mobilenet(),
+        **dict.fromkeys((FasterRCNN, MaskRCNN, RetinaNet), DETECTOR),
+    },
     "timm": {ResNet: (*SEQUENTIAL, (r"\.attn$", ".se")), MobileNetV2: _timm_mobilenet()},
 }
 """Source -> family of models -> renames."""

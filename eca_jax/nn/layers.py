@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from eca_jax.errors import EcaJaxError
 from eca_jax.nn.conv import convolve
@@ -62,6 +63,36 @@ class Conv(nnx.Conv):
             rhs_dilation=self.kernel_dilation,
             training=not self.deterministic,
         )
+
+
+class BiasedConv(Conv):
+    """`Conv` with a bias, which starts at zero: (b, h, w, c_in) -> (b, h, w, c_out)."""
+
+    def __init__(self, in_features: int, out_features: int, *args: Any, **options: Any):
+        super().__init__(in_features, out_features, *args, **options)
+        self.bias: nnx.Param = nnx.Param(jnp.zeros(out_features, self.param_dtype))  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        y = super().convolve(x, kernel)
+        return y + self.bias[...].astype(y.dtype)
+
+
+class DoublingConv(nnx.Module):
+    """A transposed 2x2 convolution of stride 2 with a bias: (b, h, w, c_in) -> (b, 2 h, 2 w, c_out).
+
+    Its windows do not overlap, so every pixel becomes four by one matrix product. `kernel` is (2, 2, c_in, c_out).
+    """
+
+    def __init__(self, c_in: int, c_out: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(fan_out_normal(rngs.params(), (2, 2, c_in, c_out), param_dtype))
+        self.bias = nnx.Param(jnp.zeros(c_out, param_dtype))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, bias = (weights[...].astype(self.dtype) for weights in (self.kernel, self.bias))
+        y = jnp.einsum("bhwi,klio->bhkwlo", x.astype(self.dtype), kernel) + bias
+        b, h, _, w, _, c = y.shape
+        return y.reshape(b, 2 * h, 2 * w, c)
 
 
 class Dropout(nnx.Dropout):
