@@ -38,7 +38,7 @@ repository_url = f"https://github.com/{REPOSITORY}" if REPOSITORY else ""
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 shutil.rmtree(HERE / "notebooks", ignore_errors=True)  # Sphinx reads only what is below this directory
-shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", ignore=shutil.ignore_patterns(".*"))
+shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", ignore=shutil.ignore_patterns(".*", "*.py", "weights"))
 nb_execution_mode = "off"  # notebooks are shown with the outputs that are committed
 nb_merge_streams = True
 
