@@ -1,4 +1,4 @@
-"""Detection in pure functions of one image: boxes, anchors, matching, sampling and losses.
+"""Detection in pure functions of one image: boxes, anchors, matching, sampling, losses, suppression, RoIAlign, masks.
 
 A box is (..., 4): x1, y1, x2, y2 in pixels; sizes are (height, width). Everything is float32 or wider and of fixed
 shapes: a boolean array `valid` says which entries count. Callers map over the images of a batch with `jax.vmap`.
