@@ -48,7 +48,7 @@ def paste(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, paddin
 
 
 def patches(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, padding: int = 1) -> Iterator[Patch]:
-    """Of each mask what `paste` writes into the image; its arguments are the same."""
+    """What `paste` writes into the image of each of (n, m, m) masks; its arguments are the same."""
     masks = np.pad(np.asarray(masks, np.float32), ((0, 0), (padding, padding), (padding, padding)))
     m = masks.shape[1]
     corners = _grown(np.asarray(boxes, np.float32), m / (m - 2 * padding)).astype(np.int64)
