@@ -44,7 +44,7 @@ def detect(
       batch_size: pictures of the same bucket that are computed together.
 
     Returns:
-      The objects of every picture, in their order.
+      The objects of every picture, in their order: boxes (n, 4), scores (n,), labels (n,), perhaps masks (n, 28, 28).
 
     Raises:
       EcaJaxError: there is no such file or it is no image, or an argument has a value that cannot be.

@@ -104,7 +104,10 @@ def stages_of(body: Backbone, strides: tuple[int, ...]) -> list[str]:
 
 
 class FasterRCNN(Detector):
-    """Proposals from five levels, P2 to P6; each is given a class and a better box."""
+    """Maps normalised images (b, h, w, 3) to `Detections`, 100 for each at most.
+
+    Proposals come from five levels, P2 to P6; each is given a class and a better box.
+    """
 
     masks = False
 
@@ -120,13 +123,16 @@ class FasterRCNN(Detector):
 
 
 class MaskRCNN(FasterRCNN):
-    """Faster R-CNN that also says which pixels of each box belong to the object."""
+    """Faster R-CNN whose `Detections` also have masks (b, 100, 28, 28): which pixels of a box belong to the object."""
 
     masks = True
 
 
 class RetinaNet(Detector):
-    """Classes and boxes for every anchor of the levels P3 to P7, in one step."""
+    """Maps normalised images (b, h, w, 3) to `Detections`, 300 for each at most (MMDetection: 100), in one step.
+
+    Every anchor of the levels P3 to P7 has a box, and a score for each class.
+    """
 
     def __init__(self, body: Backbone, num_classes: int, convention: DetectorConvention, settings: Settings):
         stages = stages_of(body, (8, 16, 32))

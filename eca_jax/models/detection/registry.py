@@ -1,5 +1,6 @@
 """Detectors by name: `mask_rcnn_eca_resnet50_fpn` is Mask R-CNN on a pyramid of the classifier `eca_resnet50`."""
 
+import fnmatch
 import functools
 
 import jax.numpy as jnp
@@ -28,6 +29,11 @@ DETECTORS: dict[str, tuple[str, str]] = {
 """Name -> (kind of detector, classifier)."""
 
 
+def list_detectors(pattern: str = "*") -> list[str]:
+    """The names that `create_detector` knows, filtered by a shell pattern: `list_detectors("*_eca_resnet50_fpn")`."""
+    return sorted(fnmatch.filter(DETECTORS, pattern))
+
+
 def create_detector(
     name: str,
     *,
@@ -43,7 +49,7 @@ def create_detector(
     """A detector with fresh weights, which maps normalised images (b, h, w, 3) to `Detections`.
 
     Args:
-      name: one of `DETECTORS`: 'faster_rcnn_eca_resnet50_fpn'.
+      name: one of `list_detectors()`: 'faster_rcnn_eca_resnet50_fpn'.
       rngs: for the initialisation, e.g. `nnx.Rngs(0)`.
       num_classes: of Faster and Mask R-CNN with the background, which is the first; None is what the convention has for
         COCO, 91 or 81, and in RetinaNet 91 or 80.

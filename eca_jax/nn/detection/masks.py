@@ -17,11 +17,9 @@ CHUNK = 16
 
 
 class Patch(NamedTuple):
-    """A mask where it is not zero: `image[rows, columns] = values` pastes it.
+    """A mask where it is not zero: `image[rows, columns] = values` pastes it, float32 of the size of the slices.
 
-    Attributes:
-      rows, columns: slices of the image, empty where a box is outside of it.
-      values: float32, of their size.
+    The slices are empty where a box is outside of the image.
     """
 
     rows: slice

@@ -10,7 +10,7 @@ from flax import nnx
 
 from eca_jax.data.detection import DetectionPreprocess, bucket_of
 from eca_jax.errors import EcaJaxError
-from eca_jax.models.detection import DETECTORS, create_detector, detect
+from eca_jax.models.detection import create_detector, detect, list_detectors
 from eca_jax.models.detection.registry import headless
 from eca_jax.nn.attention import AttentionConfig
 from eca_jax.nn.bricks import Bricks
@@ -155,5 +155,7 @@ def test_buckets_hold_every_image():
 
 
 def test_names():
-    assert len(DETECTORS) == 54
-    assert DETECTORS["mask_rcnn_eca_resnet50_fpn"] == ("mask_rcnn", "eca_resnet50")
+    assert len(list_detectors()) == 54
+    assert list_detectors("*_eca_resnet50_fpn") == [
+        f"{kind}_eca_resnet50_fpn" for kind in ("faster_rcnn", "mask_rcnn", "retinanet")
+    ]
