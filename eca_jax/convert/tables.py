@@ -52,7 +52,7 @@ DETECTOR = (
     (r"((inner|layer)_blocks|mask_head|(classification|regression)_head\.conv)\.(\d+)$", r"\1.\4.0"),
     (r"rpn\.head\.conv$", "rpn.head.conv.0.0"),
 )
-"""Of torchvision since 0.13; the published files have the names of before, `OLD_DETECTOR`."""
+"""Of torchvision since 0.13. Its published files have the older names."""
 TABLES: dict[str, dict[type, Renames]] = {
     "ecanet": {ResNet: (*SEQUENTIAL, (r"\.attn$", ".eca")), MobileNetV2: _mobilenet()},
     "torchvision": {

@@ -9,7 +9,6 @@ from eca_jax.nn.detection import MMDET1, TORCHVISION, Convention
 class DetectorConvention:
     """Everything about a detector that depends on the library whose weights it has."""
 
-    name: str
     boxes: Convention
     """What the numbers of a box mean, where anchors are, and where RoIAlign samples."""
     whole_sizes: bool
@@ -28,13 +27,10 @@ class DetectorConvention:
     """Whether a ReLU stands between P6 and the convolution that makes P7 of it."""
     detections_of_cells: int
     """The most that RetinaNet returns for an image."""
-    norms_trained: bool
-    """Whether the scales and biases of the backbone's batch norms are trained. Their statistics never are."""
 
 
 CONVENTIONS = {
     "torchvision": DetectorConvention(
-        name="torchvision",
         boxes=TORCHVISION,
         whole_sizes=True,
         classes=91,
@@ -44,10 +40,8 @@ CONVENTIONS = {
         extra_from_stage=False,
         extra_rectified=True,
         detections_of_cells=300,
-        norms_trained=False,
     ),
     "mmdet1": DetectorConvention(
-        name="mmdet1",
         boxes=MMDET1,
         whole_sizes=False,
         classes=81,
@@ -57,6 +51,5 @@ CONVENTIONS = {
         extra_from_stage=True,
         extra_rectified=False,
         detections_of_cells=100,
-        norms_trained=True,
     ),
 }
