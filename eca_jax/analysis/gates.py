@@ -175,8 +175,8 @@ class _OfActivations(StandIn):
 class _OfBlock(StandIn):
     """For an attention whose gates look at more of a block than its end: BA and EMCA."""
 
-    def after(self, *seen: Any) -> _OfAverages:
-        return _OfAverages(self.layer.after(*seen), self.tap)
+    def after(self, *seen: Any, **options: Any) -> _OfAverages:
+        return _OfAverages(self.layer.after(*seen, **options), self.tap)
 
 
 STAND_INS: tuple[tuple[Callable[[Any], bool], type[StandIn]], ...] = (

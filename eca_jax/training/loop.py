@@ -105,9 +105,9 @@ def train(
       model: eca_resnet18, 176,446 parameters, float32
       data: digits, 1,437 images to train on and 360 held out, 10 classes, 8 x 8 pixels
       ...
-      step 44, epoch 1.96: held-out top-1 ...
-      >>> result.finished, result.step, sorted(result.evaluation)
-      (True, 44, ['count', 'loss', 'top1', 'top5'])
+      step 44, epoch 1.96: held-out ...
+      >>> result.finished, result.step
+      (True, 44)
     """
     if not isinstance(config, Config):
         raise EcaJaxError(f"train: expected a Config, such as eca_jax.config.load_config('digits'), got {config!r}")
