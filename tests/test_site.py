@@ -185,6 +185,13 @@ def test_no_markup_is_left_in_the_reference(site):
 
 
 @pytest.mark.site
+def test_attributes_are_described_whole(site):
+    """A docstring that has a colon is not torn into a type and a description."""
+    for page, text in pages_of(site).items():
+        assert 'Type<span class="colon">' not in text, page
+
+
+@pytest.mark.site
 def test_formulas_are_seen_as_such(site):
     """A formula of a notebook is an element for MathJax; one that is not is a paragraph with dollars."""
     pages = {page: text for page, text in pages_of(site).items() if page.startswith("notebooks/")}

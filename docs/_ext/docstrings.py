@@ -40,8 +40,13 @@ def _in_examples(lines: list[str]) -> Iterator[bool]:
 
 
 def _process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Before napoleon, which reads the sections."""
+    """Before napoleon, which reads the sections.
+
+    Of an attribute, napoleon takes for its type what comes before the first colon: that is nothing here.
+    """
     lines[:] = converted(lines)
+    if lines and what in ("attribute", "data", "property"):
+        lines[0] = f": {lines[0]}"
 
 
 def setup(app: Any) -> dict[str, bool]:
