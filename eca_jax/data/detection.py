@@ -6,12 +6,15 @@ Everything is NumPy on the host, in float32 as in the original: normalised first
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
+import jax
 import numpy as np
 
 from eca_jax.errors import EcaJaxError, expect_positive
 from eca_jax.plain import TypedFields
 
+T = TypeVar("T", int, jax.Array)
 MULTIPLE = 32
 """Sides of padded images are multiples of it."""
 
@@ -49,15 +52,15 @@ class DetectionPreprocess(TypedFields, at="preprocess"):
 
         A network is compiled once for each of them, instead of once for each of the dozens of sizes of COCO.
         """
-        short, long = padded(self.short_side), padded(self.long_side)
-        middle = padded((short + long) // 2)
+        short, long = rounded_up(self.short_side), rounded_up(self.long_side)
+        middle = rounded_up((short + long) // 2)
         sizes = {size for side in (short, middle, long) for size in ((short, side), (side, short))}
         return sorted(sizes, key=math.prod)
 
 
-def padded(side: int) -> int:
-    """Rounded up to a multiple of 32."""
-    return -(-side // MULTIPLE) * MULTIPLE
+def rounded_up(sides: T) -> T:
+    """A number, or an array of numbers, rounded up to a multiple of 32."""
+    return -(-sides // MULTIPLE) * MULTIPLE
 
 
 def detector_image(pixels: np.ndarray, config: DetectionPreprocess) -> np.ndarray:

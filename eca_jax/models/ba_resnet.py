@@ -32,17 +32,7 @@ class BABasicBlock(BasicBlock):
         residual = x if self.downsample is None else in_turn(x, *self.downsample.layers, valid=valid)
         x = conv_norm(x, self.conv1, self.bn1, relu=True, valid=valid)
         gate = self.attn.after(x, valid=valid)
-        return tail(
-            x,
-            self.conv2,
-            self.bn2,
-            gate,
-            drop_path=self.drop_path,
-            rngs=rngs,
-            shortcut=residual,
-            relu=True,
-            valid=valid,
-        )
+        return tail(x, self.conv2, self.bn2, gate, drop_path=self.drop_path, rngs=rngs, shortcut=residual, valid=valid)
 
 
 class BABottleneck(Bottleneck):
@@ -60,15 +50,7 @@ class BABottleneck(Bottleneck):
         second = conv_norm(first, self.conv2, self.bn2, relu=True, valid=valid)
         gate = self.attn.after(first, second, valid=valid)
         return tail(
-            second,
-            self.conv3,
-            self.bn3,
-            gate,
-            drop_path=self.drop_path,
-            rngs=rngs,
-            shortcut=residual,
-            relu=True,
-            valid=valid,
+            second, self.conv3, self.bn3, gate, drop_path=self.drop_path, rngs=rngs, shortcut=residual, valid=valid
         )
 
 

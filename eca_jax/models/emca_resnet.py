@@ -31,17 +31,7 @@ class EMCABasicBlock(BasicBlock):
         gate = self.attn.after(memory)
         residual = x if self.downsample is None else in_turn(x, *self.downsample.layers, valid=valid)
         x = conv_norm(x, self.conv1, self.bn1, relu=True, valid=valid)
-        x = tail(
-            x,
-            self.conv2,
-            self.bn2,
-            gate,
-            drop_path=self.drop_path,
-            rngs=rngs,
-            shortcut=residual,
-            relu=True,
-            valid=valid,
-        )
+        x = tail(x, self.conv2, self.bn2, gate, drop_path=self.drop_path, rngs=rngs, shortcut=residual, valid=valid)
         return x, gate.averages
 
 
@@ -61,17 +51,7 @@ class EMCABottleneck(Bottleneck):
         residual = x if self.downsample is None else in_turn(x, *self.downsample.layers, valid=valid)
         x = conv_norm(x, self.conv1, self.bn1, relu=True, valid=valid)
         x = conv_norm(x, self.conv2, self.bn2, relu=True, valid=valid)
-        x = tail(
-            x,
-            self.conv3,
-            self.bn3,
-            gate,
-            drop_path=self.drop_path,
-            rngs=rngs,
-            shortcut=residual,
-            relu=True,
-            valid=valid,
-        )
+        x = tail(x, self.conv3, self.bn3, gate, drop_path=self.drop_path, rngs=rngs, shortcut=residual, valid=valid)
         return x, gate.averages
 
 

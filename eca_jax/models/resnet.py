@@ -84,15 +84,7 @@ class BasicBlock(nnx.Module):
         residual = x if self.downsample is None else in_turn(x, *self.downsample.layers, valid=valid)
         x = conv_norm(x, self.conv1, self.bn1, relu=True, valid=valid)
         return tail(
-            x,
-            self.conv2,
-            self.bn2,
-            self.attn,
-            drop_path=self.drop_path,
-            rngs=rngs,
-            shortcut=residual,
-            relu=True,
-            valid=valid,
+            x, self.conv2, self.bn2, self.attn, drop_path=self.drop_path, rngs=rngs, shortcut=residual, valid=valid
         )
 
 
@@ -120,15 +112,7 @@ class Bottleneck(nnx.Module):
         x = conv_norm(x, self.conv1, self.bn1, relu=True, valid=valid)
         x = conv_norm(x, self.conv2, self.bn2, relu=True, valid=valid)
         return tail(
-            x,
-            self.conv3,
-            self.bn3,
-            self.attn,
-            drop_path=self.drop_path,
-            rngs=rngs,
-            shortcut=residual,
-            relu=True,
-            valid=valid,
+            x, self.conv3, self.bn3, self.attn, drop_path=self.drop_path, rngs=rngs, shortcut=residual, valid=valid
         )
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -46,11 +47,19 @@ class Bricks:
     norm_epsilon: float = 1e-5
 
     def conv(
-        self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, *, groups: int = 1, dilation: int = 1
+        self,
+        c_in: int,
+        c_out: int,
+        kernel_size: int,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        dilation: int = 1,
+        init: jax.nn.initializers.Initializer = fan_out_normal,
     ) -> Conv:
-        """A convolution without bias, padded by dilation * (kernel_size - 1) / 2 on every side, PyTorch's `padding=`.
+        """A `convolution` padded by dilation * (kernel_size - 1) / 2 on every side, PyTorch's `padding=`.
 
-        At stride 2, 'SAME' is different: it pads less at the top and on the left.
+        `init` makes its kernel. At stride 2, 'SAME' is different: it pads less at the top and on the left.
 
         Raises:
           EcaJaxError: it would have no channels, or more than MAX_WEIGHTS weights.
@@ -71,7 +80,7 @@ class Bricks:
             padding=((pad, pad), (pad, pad)),
             kernel_dilation=(dilation, dilation),
             feature_group_count=groups,
-            kernel_init=fan_out_normal,
+            kernel_init=init,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             rngs=self.rngs,

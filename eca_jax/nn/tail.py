@@ -95,7 +95,7 @@ def tail(
     drop_path: nnx.Dropout,
     rngs: nnx.Rngs | None,
     shortcut: jax.Array | None,
-    relu: bool,
+    relu: bool = True,
     valid: Valid | None = None,
 ) -> jax.Array:
     """relu(drop_path(attention(norm(conv(h)))) + shortcut), with or without the relu and the shortcut.

@@ -3,15 +3,35 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from eca_jax.nn.detection import Convention, anchor_strides, cell_anchors, grid_anchors
+from eca_jax.nn.detection import Convention, anchor_strides, cell_anchors, clip, decode, grid_anchors
 from eca_jax.nn.valid import Valid
 
+WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+"""Of the coding of boxes relative to anchors."""
 RATIOS = (0.5, 1.0, 2.0)
 """Height / width."""
+
+
+class Level(NamedTuple):
+    """What a network says of the n = h * w * a anchors of one level, (b, n, ...); of one image under `jax.vmap`."""
+
+    logits: jax.Array
+    """(n,), or (n, classes)."""
+    deltas: jax.Array
+    """(n, 4): the boxes relative to the anchors."""
+    anchors: jax.Array
+    """(n, 4)."""
+    inside: jax.Array
+    """(n,): whether they are in the image, and not in its padding."""
+
+    def boxes(self, chosen: jax.Array, size: jax.Array, convention: Convention) -> jax.Array:
+        """The boxes (k, 4) of the anchors `chosen` (k,), clipped to an image of this size (2,)."""
+        return clip(decode(self.deltas[chosen], self.anchors[chosen], WEIGHTS, convention), size, convention)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +49,23 @@ class Anchors:
         """The number of anchors in one place."""
         return len(self.sizes[0]) * len(RATIOS)
 
-    def of_levels(self, levels: Sequence[jax.Array], valid: Valid) -> tuple[list[jax.Array], list[jax.Array]]:
-        """The anchors of every level, (b, h * w * a, 4) each, and whether they are in the image, (b, h * w * a) each.
+    def levels(
+        self, maps: Sequence[jax.Array], outputs: Sequence[tuple[jax.Array, jax.Array]], valid: Valid
+    ) -> list[Level]:
+        """The logits and deltas of every level with its anchors.
 
         Args:
-          levels: (b, h, w, c) each; their shapes alone are looked at.
+          maps: (b, h, w, c) each; their shapes alone are looked at.
+          outputs: logits (b, h * w * a, ...) and deltas (b, h * w * a, 4) of each.
           valid: the sizes of the images, each as it is padded by itself.
         """
-        anchors = [self._of_level(*level, valid) for level in zip(self.strides, self.sizes, levels, strict=True)]
-        return anchors, [jnp.repeat(valid.inside(x.shape).reshape(len(x), -1), self.in_a_cell, axis=1) for x in levels]
+        return [
+            Level(*output, self._of_level(stride, sizes, x, valid), self._inside(x, valid))
+            for stride, sizes, x, output in zip(self.strides, self.sizes, maps, outputs, strict=True)
+        ]
+
+    def _inside(self, level: jax.Array, valid: Valid) -> jax.Array:
+        return jnp.repeat(valid.inside(level.shape).reshape(len(level), -1), self.in_a_cell, axis=1)
 
     def _of_level(self, stride: int, sizes: tuple[float, ...], level: jax.Array, valid: Valid) -> jax.Array:
         of_cell = cell_anchors(sizes, RATIOS, stride, self.convention)

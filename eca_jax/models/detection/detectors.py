@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eca_jax.data.detection import MULTIPLE, DetectionPreprocess
+from eca_jax.data.detection import MULTIPLE, DetectionPreprocess, rounded_up
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.base import Backbone, expect_images
 from eca_jax.models.detection.anchors import of_cells, of_proposals
 from eca_jax.models.detection.conventions import DetectorConvention
 from eca_jax.models.detection.detections import Detections
-from eca_jax.models.detection.fpn import Convolved, Pooled, Pyramid, Settings
+from eca_jax.models.detection.fpn import Convolved, Pooled, Pyramid
 from eca_jax.models.detection.retinanet_head import RetinaNetHead
 from eca_jax.models.detection.roi_heads import RoIHeads
 from eca_jax.models.detection.rpn import RPN
 from eca_jax.nn.attention import AttentionConfig
+from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.valid import Valid
 
 
@@ -80,7 +81,7 @@ class Detector(nnx.Module):
                 f"detector: expected sizes of whole numbers, ({b}, 2): height and width of every image, got "
                 f"{sizes.dtype} {sizes.shape}"
             )
-        valid = Valid(-(-sizes // MULTIPLE) * MULTIPLE, padded)
+        valid = Valid(rounded_up(sizes), padded)
         images = Valid(sizes, padded).mask(images)
         return self.detect(self.backbone(images, valid), sizes, valid)
 
@@ -111,11 +112,11 @@ class FasterRCNN(Detector):
 
     masks = False
 
-    def __init__(self, body: Backbone, num_classes: int, convention: DetectorConvention, settings: Settings):
+    def __init__(self, body: Backbone, num_classes: int, convention: DetectorConvention, bricks: Bricks):
         """`num_classes`: with the background, which is the first."""
-        self.backbone = Pyramid(body, stages_of(body, (4, 8, 16, 32)), Pooled(), settings)
-        self.rpn = RPN(convention, of_proposals(convention.boxes), settings)
-        self.roi_heads = RoIHeads(num_classes, convention, settings, masks=self.masks)
+        self.backbone = Pyramid(body, stages_of(body, (4, 8, 16, 32)), Pooled(), bricks)
+        self.rpn = RPN(convention, of_proposals(convention.boxes), bricks)
+        self.roi_heads = RoIHeads(num_classes, convention, bricks, masks=self.masks)
 
     def detect(self, levels: list[jax.Array], sizes: jax.Array, valid: Valid) -> Detections:
         proposals, there = self.rpn(levels, sizes, valid)
@@ -134,18 +135,18 @@ class RetinaNet(Detector):
     Every anchor of the levels P3 to P7 has a box, and a score for each class.
     """
 
-    def __init__(self, body: Backbone, num_classes: int, convention: DetectorConvention, settings: Settings):
+    def __init__(self, body: Backbone, num_classes: int, convention: DetectorConvention, bricks: Bricks):
         stages = stages_of(body, (8, 16, 32))
         channels = {info.name: info.channels for info in body.feature_info}
         extra = Convolved(
             channels[stages[-1]],
-            settings,
+            bricks,
             from_stage=convention.extra_from_stage,
             rectified=convention.extra_rectified,
         )
-        self.backbone = Pyramid(body, stages, extra, settings)
+        self.backbone = Pyramid(body, stages, extra, bricks)
         anchors = of_cells(convention.boxes, whole=convention.whole_sizes)
-        self.head = RetinaNetHead(num_classes, convention, anchors, settings)
+        self.head = RetinaNetHead(num_classes, convention, anchors, bricks)
 
     def detect(self, levels: list[jax.Array], sizes: jax.Array, valid: Valid) -> Detections:
         return self.head(levels, sizes, valid)

@@ -1,7 +1,5 @@
 """Feature pyramid networks (Lin et al. 2017, arXiv 1612.03144; torchvision, ops/feature_pyramid_network.py)."""
 
-import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eca_jax.models.base import Backbone
-from eca_jax.nn.layers import BiasedConv
+from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.valid import Valid, masked
 
 Maps = Sequence[jax.Array]
@@ -18,42 +16,8 @@ CHANNELS = 256
 """Of every level of a pyramid."""
 
 
-def biased_conv(
-    c_in: int, c_out: int, kernel_size: int, stride: int = 1, *, init: Any, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
-) -> BiasedConv:
-    """A convolution of a detector, padded by half of its kernel; `init` makes its weights, its bias starts at 0."""
-    pad = kernel_size // 2
-    return BiasedConv(
-        c_in,
-        c_out,
-        (kernel_size, kernel_size),
-        (stride, stride),
-        kernel_dilation=(1, 1),
-        padding=((pad, pad), (pad, pad)),
-        kernel_init=init,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
-    )
-
-
-def fan_in_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None):
-    """Uniform with the variance 1 / fan_in: PyTorch's kaiming_uniform_ with a = 1."""
-    bound = math.sqrt(3 / math.prod(shape[:-1]))
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What all layers of a detector beside its backbone share."""
-
-    dtype: Any
-    param_dtype: Any
-    rngs: nnx.Rngs
-
-    def conv(self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, *, init: Any) -> BiasedConv:
-        """`biased_conv` with these settings."""
-        return biased_conv(c_in, c_out, kernel_size, stride, init=init, **vars(self))
+fan_in_uniform = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
+"""Uniform with the variance 1 / fan_in: PyTorch's kaiming_uniform_ with a = 1."""
 
 
 class Pooled(nnx.Module):
@@ -71,10 +35,10 @@ class Convolved(nnx.Module):
     stage, and there is no ReLU.
     """
 
-    def __init__(self, c_in: int, settings: Settings, *, from_stage: bool, rectified: bool):
+    def __init__(self, c_in: int, bricks: Bricks, *, from_stage: bool, rectified: bool):
         self.from_stage, self.rectified = from_stage, rectified
-        self.p6 = settings.conv(c_in if from_stage else CHANNELS, CHANNELS, 3, 2, init=fan_in_uniform)
-        self.p7 = settings.conv(CHANNELS, CHANNELS, 3, 2, init=fan_in_uniform)
+        self.p6 = bricks.conv(c_in if from_stage else CHANNELS, CHANNELS, 3, 2, init=fan_in_uniform)
+        self.p7 = bricks.conv(CHANNELS, CHANNELS, 3, 2, init=fan_in_uniform)
 
     def __call__(self, stages: Maps, levels: Maps, valid: Valid | None) -> list[jax.Array]:
         """The backbone's stages and the levels so far -> the new ones, a half and a quarter as large as the last."""
@@ -90,10 +54,10 @@ class FPN(nnx.Module):
     each sum.
     """
 
-    def __init__(self, channels: Sequence[int], extra_blocks: Pooled | Convolved, settings: Settings):
+    def __init__(self, channels: Sequence[int], extra_blocks: Pooled | Convolved, bricks: Bricks):
         """`channels`: of the stages, from fine to coarse."""
-        self.inner_blocks = nnx.List([settings.conv(c, CHANNELS, 1, init=fan_in_uniform) for c in channels])
-        self.layer_blocks = nnx.List([settings.conv(CHANNELS, CHANNELS, 3, init=fan_in_uniform) for _ in channels])
+        self.inner_blocks = nnx.List([bricks.conv(c, CHANNELS, 1, init=fan_in_uniform) for c in channels])
+        self.layer_blocks = nnx.List([bricks.conv(CHANNELS, CHANNELS, 3, init=fan_in_uniform) for _ in channels])
         self.extra_blocks = extra_blocks
 
     def __call__(self, stages: Sequence[jax.Array], valid: Valid | None = None) -> list[jax.Array]:
@@ -114,11 +78,11 @@ def doubled(x: jax.Array) -> jax.Array:
 class Pyramid(nnx.Module):
     """A backbone without its classifier, and the FPN on its stages."""
 
-    def __init__(self, body: Backbone, stages: Sequence[str], extra_blocks: Any, settings: Settings):
+    def __init__(self, body: Backbone, stages: Sequence[str], extra_blocks: Any, bricks: Bricks):
         """`stages`: the names of those that the pyramid stands on; `extra_blocks` makes the last levels of it."""
         self.body, self.stages = body, tuple(stages)
         channels = {info.name: info.channels for info in body.feature_info}
-        self.fpn = FPN([channels[name] for name in stages], extra_blocks, settings)
+        self.fpn = FPN([channels[name] for name in stages], extra_blocks, bricks)
 
     def __call__(self, images: jax.Array, valid: Valid | None = None) -> list[jax.Array]:
         """Normalised images (b, h, w, 3), of sides that are multiples of 32 -> levels (b, h / s, w / s, 256)."""

@@ -1,5 +1,6 @@
 """Detectors by name: `mask_rcnn_eca_resnet50_fpn` is Mask R-CNN on a pyramid of the classifier `eca_resnet50`."""
 
+import dataclasses
 import fnmatch
 import functools
 
@@ -11,11 +12,11 @@ from eca_jax.errors import EcaJaxError, expect_one_of, nearest
 from eca_jax.models.base import Backbone
 from eca_jax.models.detection.conventions import CONVENTIONS
 from eca_jax.models.detection.detectors import Detector, DetectorArchitecture, FasterRCNN, MaskRCNN, RetinaNet
-from eca_jax.models.detection.fpn import Settings
 from eca_jax.models.registry import BACKBONES, PAPER, PREFIXES, as_attention, model_row, resolve_attention
 from eca_jax.models.settings import checked, checked_dtype
 from eca_jax.nn.attention import AttentionConfig
 from eca_jax.nn.bricks import Bricks
+from eca_jax.nn.layers import BiasedConv
 from eca_jax.nn.norm import FixedBatchNorm
 
 KINDS: dict[str, type[FasterRCNN] | type[RetinaNet]] = {
@@ -81,8 +82,7 @@ def create_detector(
         norm_epsilon=norm_epsilon,
     )
     body = headless(classifier, bricks, said["width_multiplier"])
-    settings = Settings(bricks.dtype, bricks.param_dtype, rngs)
-    model = KINDS[kind](body, said["num_classes"], rules, settings)
+    model = KINDS[kind](body, said["num_classes"], rules, dataclasses.replace(bricks, convolution=BiasedConv))
     model.architecture = DetectorArchitecture(
         name, said["num_classes"], bricks.attention, convention, said["width_multiplier"], norm_epsilon
     )

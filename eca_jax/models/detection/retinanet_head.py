@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eca_jax.models.detection.anchors import Anchors
+from eca_jax.models.detection.anchors import Anchors, Level
 from eca_jax.models.detection.conventions import DetectorConvention
 from eca_jax.models.detection.detections import Detections
-from eca_jax.models.detection.fpn import CHANNELS, Settings
-from eca_jax.nn.detection import clip, decode, nms
+from eca_jax.models.detection.fpn import CHANNELS
+from eca_jax.nn.bricks import Bricks
+from eca_jax.nn.detection import nms
+from eca_jax.nn.layers import BiasedConv
 from eca_jax.nn.norm import widened
 from eca_jax.nn.valid import Valid, masked
 
-WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-"""Of the coding of boxes relative to anchors."""
 SCORE, OVERLAP, CANDIDATES = 0.05, 0.5, 1000
 """The least score of a detection; how much it may overlap a better one of its class; candidates from one level."""
 PRIOR = 0.01
@@ -27,9 +27,9 @@ PRIOR = 0.01
 class Tower(nnx.Module):
     """Four 3x3 convolutions and a last one, the same on all levels."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, bricks: Bricks):
         normal = nnx.initializers.normal(0.01)
-        self.conv = nnx.List([settings.conv(CHANNELS, CHANNELS, 3, init=normal) for _ in range(4)])
+        self.conv = nnx.List([bricks.conv(CHANNELS, CHANNELS, 3, init=normal) for _ in range(4)])
 
     def hidden(self, x: jax.Array, valid: Valid | None) -> jax.Array:
         """(b, h, w, 256) -> the same shape."""
@@ -41,9 +41,10 @@ class Tower(nnx.Module):
 class ClassificationHead(Tower):
     """For every anchor a logit for each class."""
 
-    def __init__(self, anchors: int, num_classes: int, settings: Settings):
-        super().__init__(settings)
-        self.cls_logits = settings.conv(CHANNELS, anchors * num_classes, 3, init=nnx.initializers.normal(0.01))
+    def __init__(self, anchors: int, num_classes: int, bricks: Bricks):
+        super().__init__(bricks)
+        self.cls_logits = bricks.conv(CHANNELS, anchors * num_classes, 3, init=nnx.initializers.normal(0.01))
+        assert isinstance(self.cls_logits, BiasedConv)
         self.cls_logits.bias[...] = jnp.full_like(self.cls_logits.bias[...], -math.log((1 - PRIOR) / PRIOR))
         self.num_classes = num_classes
 
@@ -56,9 +57,9 @@ class ClassificationHead(Tower):
 class RegressionHead(Tower):
     """For every anchor where its box is."""
 
-    def __init__(self, anchors: int, settings: Settings):
-        super().__init__(settings)
-        self.bbox_reg = settings.conv(CHANNELS, anchors * 4, 3, init=nnx.initializers.normal(0.01))
+    def __init__(self, anchors: int, bricks: Bricks):
+        super().__init__(bricks)
+        self.bbox_reg = bricks.conv(CHANNELS, anchors * 4, 3, init=nnx.initializers.normal(0.01))
 
     def __call__(self, level: jax.Array, valid: Valid | None) -> jax.Array:
         """(b, h, w, 256) -> (b, h * w * anchors, 4), float32 or wider."""
@@ -69,31 +70,21 @@ class RegressionHead(Tower):
 class RetinaNetHead(nnx.Module):
     """Both heads, and what is detected by them."""
 
-    def __init__(self, num_classes: int, convention: DetectorConvention, anchors: Anchors, settings: Settings):
+    def __init__(self, num_classes: int, convention: DetectorConvention, anchors: Anchors, bricks: Bricks):
         self.convention, self.anchors = nnx.static(convention), nnx.static(anchors)
-        self.classification_head = ClassificationHead(anchors.in_a_cell, num_classes, settings)
-        self.regression_head = RegressionHead(anchors.in_a_cell, settings)
+        self.classification_head = ClassificationHead(anchors.in_a_cell, num_classes, bricks)
+        self.regression_head = RegressionHead(anchors.in_a_cell, bricks)
 
     def __call__(self, levels: Sequence[jax.Array], sizes: jax.Array, valid: Valid) -> Detections:
         """Levels (b, h, w, 256), and the sizes (b, 2) of the images -> their detections, best first."""
-        logits = [self.classification_head(level, valid) for level in levels]
-        deltas = [self.regression_head(level, valid) for level in levels]
-        anchors, inside = self.anchors.of_levels(levels, valid)
-        return jax.vmap(functools.partial(_detections, convention=self.convention))(
-            logits, deltas, anchors, inside, sizes
-        )
+        outputs = [(self.classification_head(level, valid), self.regression_head(level, valid)) for level in levels]
+        detections = functools.partial(_detections, convention=self.convention)
+        return jax.vmap(detections)(self.anchors.levels(levels, outputs, valid), sizes)
 
 
-def _detections(
-    logits: Sequence[jax.Array],
-    deltas: Sequence[jax.Array],
-    anchors: Sequence[jax.Array],
-    inside: Sequence[jax.Array],
-    size: jax.Array,
-    convention: DetectorConvention,
-) -> Detections:
+def _detections(levels: Sequence[Level], size: jax.Array, convention: DetectorConvention) -> Detections:
     """Of one image."""
-    found = [_candidates(*level, size, convention) for level in zip(logits, deltas, anchors, inside, strict=True)]
+    found = [_candidates(level, size, convention) for level in levels]
     boxes, scores, labels = (jnp.concatenate(part) for part in zip(*found, strict=True))
     kept = nms(boxes, scores, OVERLAP, convention.boxes, groups=labels, valid=scores > SCORE)
     scores, best = jax.lax.top_k(jnp.where(kept, scores, -jnp.inf), min(convention.detections_of_cells, len(scores)))
@@ -101,21 +92,15 @@ def _detections(
 
 
 def _candidates(
-    logits: jax.Array,
-    deltas: jax.Array,
-    anchors: jax.Array,
-    inside: jax.Array,
-    size: jax.Array,
-    convention: DetectorConvention,
+    level: Level, size: jax.Array, convention: DetectorConvention
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The best pairs of an anchor and a class in one level: boxes (n, 4), scores (n,), classes (n,).
 
     They are among the pairs of the best anchors, by their best class: so millions of pairs need not be sorted.
     """
-    best_class = jnp.where(inside, logits.max(1), -jnp.inf)
-    best_class, best = jax.lax.top_k(best_class, min(CANDIDATES, len(logits)))
-    pairs = jnp.where((best_class > -jnp.inf)[:, None], logits[best], -jnp.inf)
+    best_class = jnp.where(level.inside, level.logits.max(1), -jnp.inf)
+    best_class, best = jax.lax.top_k(best_class, min(CANDIDATES, len(best_class)))
+    pairs = jnp.where((best_class > -jnp.inf)[:, None], level.logits[best], -jnp.inf)
     logits, pair = jax.lax.top_k(pairs.reshape(-1), min(CANDIDATES, pairs.size))
     of, labels = best[pair // pairs.shape[1]], pair % pairs.shape[1]
-    boxes = clip(decode(deltas[of], anchors[of], WEIGHTS, convention.boxes), size, convention.boxes)
-    return boxes, jax.nn.sigmoid(logits), labels
+    return level.boxes(of, size, convention.boxes), jax.nn.sigmoid(logits), labels

@@ -9,9 +9,10 @@ from flax import nnx
 
 from eca_jax.models.detection.conventions import DetectorConvention
 from eca_jax.models.detection.detections import Detections
-from eca_jax.models.detection.fpn import CHANNELS, Settings
+from eca_jax.models.detection.fpn import CHANNELS
+from eca_jax.nn.bricks import Bricks
 from eca_jax.nn.detection import clip, decode, roi_align, select, sides_at_least
-from eca_jax.nn.layers import DoublingConv, fan_out_normal, linear
+from eca_jax.nn.layers import BiasedConv, DoublingConv, fan_out_normal, linear
 from eca_jax.nn.norm import widened
 from eca_jax.nn.valid import Valid
 
@@ -43,8 +44,8 @@ class MapLinear(nnx.Linear):
 class BoxHead(nnx.Module):
     """Two dense layers, (..., 7, 7, 256) -> (..., 1024)."""
 
-    def __init__(self, settings: Settings):
-        options = {"dtype": settings.dtype, "param_dtype": settings.param_dtype, "rngs": settings.rngs}
+    def __init__(self, bricks: Bricks):
+        options = {"dtype": bricks.dtype, "param_dtype": bricks.param_dtype, "rngs": bricks.rngs}
         self.fc6 = MapLinear(BOX_SIDE, CHANNELS, HIDDEN, **options)
         self.fc7 = linear(HIDDEN, HIDDEN, **options)
 
@@ -55,8 +56,8 @@ class BoxHead(nnx.Module):
 class BoxPredictor(nnx.Module):
     """Classes and boxes, (..., 1024) -> logits (..., classes) and deltas (..., classes, 4), float32 or wider."""
 
-    def __init__(self, num_classes: int, settings: Settings):
-        options = {"param_dtype": settings.param_dtype, "rngs": settings.rngs}
+    def __init__(self, num_classes: int, bricks: Bricks):
+        options = {"param_dtype": bricks.param_dtype, "rngs": bricks.rngs}
         self.cls_score = linear(HIDDEN, num_classes, **options)
         self.bbox_pred = linear(HIDDEN, 4 * num_classes, **options)
 
@@ -67,19 +68,19 @@ class BoxPredictor(nnx.Module):
 
 
 class MaskPredictor(nnx.Module):
-    """Masks of every class at twice the resolution: (n, 14, 14, 256) -> logits (n, 28, 28, classes)."""
+    """Masks at twice the resolution: (n, 14, 14, 256) and classes (n,) -> logits (n, 28, 28)."""
 
-    def __init__(self, num_classes: int, settings: Settings):
-        self.conv5_mask = DoublingConv(CHANNELS, CHANNELS, **vars(settings))
-        self.mask_fcn_logits = settings.conv(CHANNELS, num_classes, 1, init=fan_out_normal)
+    def __init__(self, num_classes: int, bricks: Bricks):
+        self.conv5_mask = DoublingConv(
+            CHANNELS, CHANNELS, dtype=bricks.dtype, param_dtype=bricks.param_dtype, rngs=bricks.rngs
+        )
+        self.mask_fcn_logits = bricks.conv(CHANNELS, num_classes, 1, init=fan_out_normal)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return widened(self.mask_fcn_logits(nnx.relu(self.conv5_mask(x))))
-
-    def of_class(self, x: jax.Array, labels: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, labels: jax.Array) -> jax.Array:
         """Logits (n, 28, 28) of one class each, `labels` (n,), without those of the others."""
         x = nnx.relu(self.conv5_mask(x))
         weights = self.mask_fcn_logits.kernel[0, 0][:, labels].astype(x.dtype)  # (256, n)
+        assert isinstance(self.mask_fcn_logits, BiasedConv)
         bias = self.mask_fcn_logits.bias[labels]
         return widened(jnp.einsum("nhwc,cn->nhw", x, weights)) + bias[:, None, None]
 
@@ -87,13 +88,13 @@ class MaskPredictor(nnx.Module):
 class RoIHeads(nnx.Module):
     """The second stage of Faster R-CNN, and with masks of Mask R-CNN."""
 
-    def __init__(self, num_classes: int, convention: DetectorConvention, settings: Settings, *, masks: bool):
+    def __init__(self, num_classes: int, convention: DetectorConvention, bricks: Bricks, *, masks: bool):
         self.convention = nnx.static(convention)
-        self.box_head = BoxHead(settings)
-        self.box_predictor = BoxPredictor(num_classes, settings)
+        self.box_head = BoxHead(bricks)
+        self.box_predictor = BoxPredictor(num_classes, bricks)
         if masks:
-            self.mask_head = nnx.List([settings.conv(CHANNELS, CHANNELS, 3, init=fan_out_normal) for _ in range(4)])
-            self.mask_predictor = MaskPredictor(num_classes, settings)
+            self.mask_head = nnx.List([bricks.conv(CHANNELS, CHANNELS, 3, init=fan_out_normal) for _ in range(4)])
+            self.mask_predictor = MaskPredictor(num_classes, bricks)
 
     def __call__(
         self, levels: Sequence[jax.Array], proposals: jax.Array, there: jax.Array, sizes: jax.Array, valid: Valid
@@ -123,7 +124,7 @@ class RoIHeads(nnx.Module):
         x = x.reshape(b * n, *x.shape[2:])
         for conv in self.mask_head:
             x = nnx.relu(conv(x))
-        x = self.mask_predictor.of_class(x, labels.reshape(-1))
+        x = self.mask_predictor(x, labels.reshape(-1))
         return x.reshape(b, n, *x.shape[1:])
 
     def _read(self, levels: Sequence[jax.Array], boxes: jax.Array, valid: Valid, side: int) -> jax.Array:

@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eca_jax.models.detection.anchors import Anchors
+from eca_jax.models.detection.anchors import Anchors, Level
 from eca_jax.models.detection.conventions import DetectorConvention
-from eca_jax.models.detection.fpn import CHANNELS, Settings
-from eca_jax.nn.detection import clip, decode, nms, sides_at_least
+from eca_jax.models.detection.fpn import CHANNELS
+from eca_jax.nn.bricks import Bricks
+from eca_jax.nn.detection import nms, sides_at_least
 from eca_jax.nn.norm import widened
 from eca_jax.nn.valid import Valid, masked
 
-WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-"""Of the coding of boxes relative to anchors."""
 CANDIDATES, PROPOSALS = 1000, 1000
 """Before the suppression, of every level; and after it, of an image."""
 OVERLAP = 0.7
@@ -25,12 +24,12 @@ OVERLAP = 0.7
 class RPNHead(nnx.Module):
     """For every anchor of a level, whether an object is there, and where its box is; the same weights on all levels."""
 
-    def __init__(self, anchors: int, settings: Settings):
+    def __init__(self, anchors: int, bricks: Bricks):
         """`anchors`: in one place."""
         normal = nnx.initializers.normal(0.01)
-        self.conv = settings.conv(CHANNELS, CHANNELS, 3, init=normal)
-        self.cls_logits = settings.conv(CHANNELS, anchors, 1, init=normal)
-        self.bbox_pred = settings.conv(CHANNELS, 4 * anchors, 1, init=normal)
+        self.conv = bricks.conv(CHANNELS, CHANNELS, 3, init=normal)
+        self.cls_logits = bricks.conv(CHANNELS, anchors, 1, init=normal)
+        self.bbox_pred = bricks.conv(CHANNELS, 4 * anchors, 1, init=normal)
 
     def __call__(self, level: jax.Array, valid: Valid | None) -> tuple[jax.Array, jax.Array]:
         """A level (b, h, w, 256) -> logits (b, n) and deltas (b, n, 4) of n = h * w * a anchors, float32 or wider."""
@@ -42,9 +41,9 @@ class RPNHead(nnx.Module):
 class RPN(nnx.Module):
     """The head, and what is proposed by it."""
 
-    def __init__(self, convention: DetectorConvention, anchors: Anchors, settings: Settings):
+    def __init__(self, convention: DetectorConvention, anchors: Anchors, bricks: Bricks):
         self.convention, self.anchors = nnx.static(convention), nnx.static(anchors)
-        self.head = RPNHead(anchors.in_a_cell, settings)
+        self.head = RPNHead(anchors.in_a_cell, bricks)
 
     def __call__(self, levels: Sequence[jax.Array], sizes: jax.Array, valid: Valid) -> tuple[jax.Array, jax.Array]:
         """The proposals for every image, best first.
@@ -59,22 +58,12 @@ class RPN(nnx.Module):
         """
         outputs = [self.head(level, valid) for level in levels]
         propose = functools.partial(_propose, convention=self.convention)
-        anchors, inside = self.anchors.of_levels(levels, valid)
-        return jax.vmap(propose)(outputs, anchors, inside, sizes)
+        return jax.vmap(propose)(self.anchors.levels(levels, outputs, valid), sizes)
 
 
-def _propose(
-    outputs: Sequence[tuple[jax.Array, jax.Array]],
-    anchors: Sequence[jax.Array],
-    inside: Sequence[jax.Array],
-    size: jax.Array,
-    convention: DetectorConvention,
-) -> tuple[jax.Array, jax.Array]:
+def _propose(levels: Sequence[Level], size: jax.Array, convention: DetectorConvention) -> tuple[jax.Array, jax.Array]:
     """The proposals for one image: (1000, 4) and (1000,)."""
-    candidates = [
-        _candidates(*output, *level, size, convention)
-        for output, level in zip(outputs, zip(anchors, inside, strict=True), strict=True)
-    ]
+    candidates = [_candidates(level, size, convention) for level in levels]
     boxes, scores, there = (jnp.stack(part) for part in zip(*candidates, strict=True))
 
     def keep(boxes: jax.Array, scores: jax.Array, there: jax.Array) -> jax.Array:
@@ -87,16 +76,12 @@ def _propose(
 
 
 def _candidates(
-    logits: jax.Array,
-    deltas: jax.Array,
-    anchors: jax.Array,
-    inside: jax.Array,
-    size: jax.Array,
-    convention: DetectorConvention,
+    level: Level, size: jax.Array, convention: DetectorConvention
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The best of one level: boxes (1000, 4), scores (1000,), and which of them there are."""
-    logits, best = jax.lax.top_k(jnp.where(inside, logits, -jnp.inf), min(CANDIDATES, len(logits)))
-    boxes = clip(decode(deltas[best], anchors[best], WEIGHTS, convention.boxes), size, convention.boxes)
+    logits = jnp.where(level.inside, level.logits, -jnp.inf)
+    logits, best = jax.lax.top_k(logits, min(CANDIDATES, len(logits)))
+    boxes = level.boxes(best, size, convention.boxes)
     there = (logits > -jnp.inf) & sides_at_least(boxes, convention.smallest_proposal, convention.boxes)
     rest = CANDIDATES - len(logits)
     boxes = jnp.pad(boxes, ((0, rest), (0, 0)))

@@ -10,7 +10,6 @@ from eca_jax.nn.detection.anchors import (
     cell_anchors as cell_anchors,
     cells as cells,
     grid_anchors as grid_anchors,
-    in_cells as in_cells,
     inside as inside,
 )
 from eca_jax.nn.detection.boxes import (

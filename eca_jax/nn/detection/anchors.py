@@ -66,18 +66,6 @@ def grid_anchors(anchors: ArrayLike, grid: tuple[int, int], strides: ArrayLike) 
     return (corner[:, :, None] + widened(jnp.asarray(anchors))).reshape(-1, 4)
 
 
-def in_cells(grid: tuple[int, int], own: ArrayLike, anchors: int) -> jax.Array:
-    """Which anchors of `grid_anchors` are of the image's own cells, (h * w * a,) bool; the others are of the padding.
-
-    Args:
-      grid: the rows and columns (h, w) of the feature map.
-      own: the rows and columns (2,) of the image's own part of it, which begins at the first: `cells`.
-      anchors: the number a of anchors in a cell.
-    """
-    (h, w), (rows, columns) = grid, jnp.asarray(own)
-    return jnp.repeat(((jnp.arange(h) < rows)[:, None] & (jnp.arange(w) < columns)).ravel(), anchors)
-
-
 def inside(anchors: ArrayLike, size: ArrayLike, border: float) -> jax.Array:
     """Which anchors (n, 4) are trained in MMDetection, (n,) bool: those that leave an image by `border` at most.
 

@@ -11,9 +11,11 @@ from flax import nnx
 from eca_jax.data.detection import DetectionPreprocess, bucket_of
 from eca_jax.errors import EcaJaxError
 from eca_jax.models.detection import create_detector, detect, list_detectors
+from eca_jax.models.detection.anchors import Anchors
 from eca_jax.models.detection.registry import headless
 from eca_jax.nn.attention import AttentionConfig
 from eca_jax.nn.bricks import Bricks
+from eca_jax.nn.detection import TORCHVISION
 from eca_jax.nn.norm import FixedBatchNorm
 from eca_jax.nn.valid import Valid
 
@@ -94,6 +96,19 @@ def test_valid_sizes_of_every_level():
         shape = (1, -(-1344 // stride), -(-1088 // stride), 256)
         assert np.asarray(valid.sides(shape)).tolist() == [list(expected)]
         assert int(valid.inside(shape).sum()) == expected[0] * expected[1]
+
+
+def test_anchors_of_the_padding_are_marked():
+    """Of images with 4 x 3 and 3 x 3 cells on one level of 4 x 3; all anchors of a cell together."""
+    anchors = Anchors(TORCHVISION, (16,), ((32, 64),))
+    count = 4 * 3 * anchors.in_a_cell
+    outputs = [(jnp.zeros((2, count)), jnp.zeros((2, count, 4)))]
+    (level,) = anchors.levels([jnp.zeros((2, 4, 3, 1))], outputs, Valid(jnp.asarray([[64, 48], [40, 33]]), (64, 48)))
+    assert level.anchors.shape == (2, count, 4)
+    for image, (rows, columns) in enumerate([(4, 3), (3, 3)]):
+        assert level.inside[image].tolist() == [
+            i < rows and j < columns for i in range(4) for j in range(3) for _ in range(anchors.in_a_cell)
+        ]
 
 
 def test_attention_that_knows_no_padding_is_refused():
